@@ -1,0 +1,12 @@
+"""YOLOX-s with focal loss for objectness, as in the article on YOLOX with focal loss: 0.75 on foreground, 0.25 on background."""
+
+from yolox.exp.default.yolox_s import Exp as BaseExp
+
+import yolox_loss_patch as ylp
+
+
+class Exp(ylp.LossExp, BaseExp):
+    def __init__(self):
+        super().__init__()
+        self.exp_name = "yolox_s_focal"
+        self.loss_obj = dict(type="focal", alpha=0.75, gamma=2.0)

@@ -1,0 +1,12 @@
+"""YOLOX-s with GIoU for the boxes."""
+
+from yolox.exp.default.yolox_s import Exp as BaseExp
+
+import yolox_loss_patch as ylp
+
+
+class Exp(ylp.LossExp, BaseExp):
+    def __init__(self):
+        super().__init__()
+        self.exp_name = "yolox_s_giou"
+        self.loss_iou = "giou"

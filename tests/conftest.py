@@ -1,0 +1,129 @@
+"""What the tests share: a small real data set, an experiment on it, heads with inputs, and the command line."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+EXP = """
+from yolox.exp.default.yolox_nano import Exp as BaseExp
+import yolox_loss_patch as ylp
+
+
+class Exp(ylp.LossExp, BaseExp):
+    def __init__(self):
+        super().__init__()
+        self.seed = 3
+        self.data_dir = {data!r}
+        self.num_classes = 10
+        self.input_size = self.test_size = (96, 96)
+        self.random_size = (2, 4)
+        self.data_num_workers = 0
+        self.max_epoch = 4
+        self.warmup_epochs = 1
+        self.no_aug_epochs = 1
+        self.eval_interval = 2
+        self.print_interval = 1
+        self.basic_lr_per_img = 0.01 / 16
+        self.save_history_ckpt = False
+"""
+
+
+def load_script(name):
+    """A script of the project as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """24 training and 8 validation images of handwritten digits in COCO format."""
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    load_script("make_digits").make(folder, train=24, val=8, size=96, seed=1)
+    return folder
+
+
+@pytest.fixture
+def work(tmp_path, digits):
+    """A folder with an experiment file ``tiny.py`` (stock losses) on the digits; a run in it takes seconds."""
+    (tmp_path / "tiny.py").write_text(EXP.format(data=str(digits)))
+    return tmp_path
+
+
+def cli(folder, *words, check=True, python=("-m", "yolox_loss_patch"), **kwargs):
+    """Run the command line in a folder; returns the finished process with its text."""
+    done = subprocess.run(
+        [sys.executable, *python, *map(str, words)],
+        cwd=folder,
+        text=True,
+        capture_output=True,
+        timeout=500,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        **kwargs,
+    )
+    if check:
+        assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def checkpoint(folder, name="latest"):
+    """A checkpoint of a run, as stock torch loads it."""
+    return torch.load(Path(folder) / f"{name}_ckpt.pth", weights_only=True)
+
+
+def assert_same(one, other):
+    """Two state dicts are the same bit for bit."""
+    assert one.keys() == other.keys()
+    different = [key for key in one if not torch.equal(one[key], other[key])]
+    assert not different, different
+
+
+def make_head(num_classes=3, seed=0, use_l1=False):
+    """A YOLOX head of nano's width with YOLOX's own start."""
+    from yolox.models import YOLOXHead
+
+    torch.manual_seed(seed)
+    head = YOLOXHead(num_classes, width=0.25)
+    head.initialize_biases(1e-2)
+    head.use_l1 = use_l1
+    return head.train()
+
+
+def make_batch(batch=2, height=96, width=96, num_classes=3, boxes=5, seed=0, empty_every=3):
+    """Features of the three levels, labels and images; every ``empty_every``-th image has no box."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def rand(*shape):
+        return torch.rand(*shape, generator=generator)
+
+    features = [
+        torch.randn(batch, channels, height // stride, width // stride, generator=generator)
+        for channels, stride in ((64, 8), (128, 16), (256, 32))
+    ]
+    labels = torch.zeros(batch, boxes + 3, 5)
+    for index in range(batch):
+        count = 0 if empty_every and index % empty_every == empty_every - 1 else boxes
+        labels[index, :count, 0] = torch.randint(0, num_classes, (count,), generator=generator).float()
+        labels[index, :count, 1] = rand(count) * width
+        labels[index, :count, 2] = rand(count) * height
+        labels[index, :count, 3:] = 3 + rand(count, 2) * min(height, width) * 0.6
+    return features, labels, torch.zeros(batch, 3, height, width)
+
+
+def run_head(head, batch):
+    """The six outputs of the loss stage and every gradient: of the parameters and of the features."""
+    features, labels, images = batch
+    features = [feature.clone().requires_grad_() for feature in features]
+    head.zero_grad()
+    outputs = head(features, labels, images)
+    outputs[0].backward()
+    return outputs, [p.grad for p in (*head.parameters(), *features)]

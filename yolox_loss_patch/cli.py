@@ -1,0 +1,103 @@
+"""The command line: ``yolox-loss VERB`` and ``python -m yolox_loss_patch VERB``.
+
+Exit status: 0 only when the verb did what it says; 2 for a mistake that the message explains; 1 for a crash; 130 after
+an interruption.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from . import hosts
+from .errors import KitError
+from .registry import LOSSES, TERMS
+
+_DEVICE = "auto (CUDA, else MPS, else CPU), cpu, cuda or mps"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb; returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="yolox-loss",
+        description="Other losses for YOLOX, chosen in the experiment file.",
+        epilog="Each verb explains itself: yolox-loss VERB --help",
+    )
+    verbs: dict[str, tuple[Any, str]] = {
+        "train": (_train, "train an experiment; YOLOX's own flags, on any device"),
+        "eval": (_eval, "COCO metrics of a checkpoint"),
+        "compare": (_compare, "runs side by side: what differs, AP, losses, a figure"),
+        "list": (_list, "the losses, their formulas and knobs"),
+    }
+    subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for verb, (_, text) in verbs.items():
+        subparsers.add_parser(verb, help=text, add_help=False)
+    verb = parser.parse_args(words[:1]).verb
+    try:
+        verbs[verb][0](words[1:])
+    except KitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _host_parser(tool: str, words: list[str]) -> argparse.Namespace:
+    """YOLOX's own arguments of a tool, and ``--device``."""
+    hosts.yolox()
+    parser: argparse.ArgumentParser = importlib.import_module(f"yolox.tools.{tool}").make_parser()
+    parser.prog = f"yolox-loss {tool}"
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help=_DEVICE)
+    return parser.parse_args(words)
+
+
+def _train(words: list[str]) -> None:
+    from .train import run
+
+    run(_host_parser("train", words))
+
+
+def _eval(words: list[str]) -> None:
+    from .train import evaluate
+
+    evaluate(_host_parser("eval", words))
+
+
+def _compare(words: list[str]) -> None:
+    from .compare import compare
+
+    parser = argparse.ArgumentParser(prog="yolox-loss compare", description=compare.__doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs, such as YOLOX_outputs/NAME")
+    parser.add_argument("--out", help="folder for comparison.png and comparison.md")
+    args = parser.parse_args(words)
+    print(compare(args.runs, args.out))
+
+
+def _list(words: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="yolox-loss list", description="The losses that can stand in a spec.")
+    parser.add_argument("name", nargs="?", help="one loss only")
+    name = parser.parse_args(words).name
+    if name is not None and not any(name in LOSSES.names(term) for term in TERMS):
+        for term in TERMS:
+            LOSSES.get(term, name)
+    for term in TERMS:
+        names = [name] if name in LOSSES.names(term) else LOSSES.names(term) if name is None else []
+        if names:
+            print(f"loss_{term}")
+        for entry in names:
+            loss = LOSSES.get(term, entry)
+            knobs = ", ".join(f"{key}={knob.default!r} ({knob.allowed()})" for key, knob in loss.knobs.items())
+            print(f"  {entry:<12} {loss.formula}   [{loss.paper}]")
+            if knobs:
+                print(f"  {'':<12} {knobs}")
+            if term == "obj":
+                print(f"  {'':<12} target={loss.targets[0]!r} ({', '.join(loss.targets)})")

@@ -1,0 +1,90 @@
+"""Which losses train: four specs, checked."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from .errors import ConfigError
+from .registry import TERMS, nearest, resolve
+
+KEYS = tuple(f"loss_{term}" for term in TERMS)
+ALIASES = {"loss_bbox": "loss_iou"}
+
+
+@dataclass(frozen=True, eq=False)
+class LossConfig:
+    """The specs of the four terms; the defaults are stock YOLOX.
+
+    Args:
+        loss_obj, loss_cls, loss_iou, loss_l1: a name or a dict with ``type`` and knobs.
+
+    Raises:
+        ConfigError: a spec that cannot be.
+
+    Two configs are equal when the same losses with the same knobs would train, however they were written.
+    """
+
+    loss_obj: Any = "bce"
+    loss_cls: Any = "bce"
+    loss_iou: Any = "iou"
+    loss_l1: Any = "l1"
+
+    def __post_init__(self) -> None:
+        for term, spec in self.resolved().items():
+            if spec["reduction"] == "none":
+                raise ConfigError(f"loss_{term}: a term of the training loss is one number; reduction is mean or sum.")
+
+    @classmethod
+    def from_specs(cls, specs: Mapping[str, Any]) -> LossConfig:
+        """The config of ``{"loss_iou": "ciou", ...}``; ``loss_bbox`` is another name of ``loss_iou``."""
+        named: dict[str, Any] = {}
+        for key, spec in specs.items():
+            if key not in KEYS and key not in ALIASES:
+                raise ConfigError(f"There is no {key!r}.{nearest(key, KEYS)} Choose from: {', '.join(KEYS)}.")
+            name = ALIASES.get(key, key)
+            if name in named:
+                raise ConfigError(f"{key} is another name of {name}; keep one of them.")
+            named[name] = spec
+        return cls(**named)
+
+    @classmethod
+    def from_exp(cls, exp: Any) -> LossConfig:
+        """The config of an experiment: its ``loss_*`` attributes, the default where it has none.
+
+        ``loss_bbox`` is another name of ``loss_iou``; an experiment that sets both to different losses is an error.
+        """
+        specs = {key: copy.deepcopy(getattr(exp, key)) for key in KEYS if hasattr(exp, key)}
+        for alias, key in ALIASES.items():
+            spec = getattr(exp, alias, None)
+            if spec is None:
+                continue
+            default = cls.__dataclass_fields__[key].default
+            given = specs.get(key, default)
+            if given != default and given != spec:
+                raise ConfigError(f"{alias} is another name of {key}; they say {spec!r} and {given!r}. Keep one.")
+            specs[key] = copy.deepcopy(spec)
+        return cls(**specs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The four specs as they were written, as plain data: ``LossConfig(**config.to_dict()) == config``."""
+        return {item.name: copy.deepcopy(getattr(self, item.name)) for item in fields(self)}
+
+    def resolved(self) -> dict[str, dict[str, Any]]:
+        """term -> its loss with every knob spelt out."""
+        return {term: resolve(term, getattr(self, f"loss_{term}")) for term in TERMS}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LossConfig) and self.resolved() == other.resolved()
+
+    def __hash__(self) -> int:
+        return hash(repr(self.resolved()))
+
+    def __str__(self) -> str:
+        parts = []
+        for term, spec in self.resolved().items():
+            knobs = ", ".join(f"{key}={value!r}" for key, value in spec.items() if key != "type")
+            parts.append(f"loss_{term}={spec['type']}({knobs})")
+        return "  ".join(parts)

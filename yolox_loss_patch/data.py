@@ -1,0 +1,294 @@
+"""Data in training: a loader that can be repeated and resumed, and checks that speak before an epoch is lost."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from loguru import logger
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+
+from . import hosts
+from .errors import DataError
+
+
+def seed_everything(*numbers: int) -> None:
+    """Seed python, numpy and torch from a few whole numbers, so that each combination gives its own stream."""
+    a, b, c = (int(word) for word in np.random.SeedSequence(numbers).generate_state(3))
+    random.seed(a)
+    np.random.seed(b)
+    torch.manual_seed(c)
+
+
+class _Seeded(Dataset[Any]):
+    """A data set whose items depend on their place in the training, not on the worker that makes them.
+
+    YOLOX's workers seed themselves from a random number, so no run can be repeated. Here every item is made under its
+    own seed: with any number of workers, and after a resume, the same items come.
+    """
+
+    def __init__(self, dataset: Any, seed: int, rank: int) -> None:
+        self.dataset, self.seed, self.rank = dataset, seed, rank
+
+    def __getitem__(self, key: tuple[int, Any]) -> Any:
+        position, index = key
+        states = None
+        if get_worker_info() is None:  # in the training process itself, whose own streams must not move
+            states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        seed_everything(self.seed, self.rank, position)
+        try:
+            return self.dataset[index]
+        except AssertionError as error:  # how YOLOX's data set says that an image cannot be read
+            raise DataError(f"An image cannot be read: {error}. Is the file there, and is it whole?") from None
+        finally:
+            if states is not None:
+                random.setstate(states[0])
+                np.random.set_state(states[1])
+                torch.set_rng_state(states[2])
+
+
+class _Positioned(Sampler[list[tuple[int, Any]]]):
+    """YOLOX's batches with the position of every item, from a given batch on.
+
+    Mosaic ends at a given batch, however far the workers have read ahead.
+    """
+
+    def __init__(self, batches: Any, start: int, mosaic_until: int) -> None:
+        self.batches, self.start, self.mosaic_until = batches, start, mosaic_until
+
+    def __iter__(self) -> Iterator[list[tuple[int, Any]]]:
+        stream = iter(self.batches)
+        number = 0
+        while True:
+            if hasattr(self.batches, "mosaic"):
+                self.batches.mosaic = number < self.mosaic_until
+            try:
+                batch = next(stream)
+            except StopIteration:  # a finite sampler of a user's own: round again
+                stream = iter(self.batches)
+                continue
+            if number >= self.start:
+                yield [(number * len(batch) + place, index) for place, index in enumerate(batch)]
+            number += 1
+
+
+def training_loader(
+    loader: Any, *, seed: int, rank: int, start: int, mosaic_until: int, pin_memory: bool
+) -> DataLoader[Any]:
+    """The experiment's loader, made repeatable.
+
+    Args:
+        loader: what ``exp.get_data_loader`` returned.
+        seed: of the run.
+        rank: of this worker.
+        start: the number of batches already trained on.
+        mosaic_until: the number of the first batch without mosaic.
+        pin_memory: whether the batches go to a CUDA device.
+
+    Returns:
+        An endless loader of ``(images, labels, info, ids)``.
+    """
+    workers = loader.num_workers
+    return DataLoader(
+        _Seeded(loader.dataset, seed, rank),
+        batch_sampler=_Positioned(loader.batch_sampler, start, mosaic_until),
+        num_workers=workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=pin_memory,
+        worker_init_fn=_one_thread,
+        prefetch_factor=loader.prefetch_factor if workers else None,
+        multiprocessing_context=loader.multiprocessing_context if workers else None,
+    )
+
+
+def _one_thread(_: int) -> None:
+    import cv2  # comes with YOLOX
+
+    cv2.setNumThreads(0)  # the workers are the parallelism; threads in each would fight over the cores
+
+
+class Prefetcher:
+    """The next batch on the device, copied while the last one is trained on where the device can do that.
+
+    Args:
+        loader: endless, of ``(images, labels, info, ids)``.
+        device: where the batches go.
+    """
+
+    def __init__(self, loader: Any, device: torch.device) -> None:
+        self.batches = iter(loader)
+        self.device = device
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._load()
+
+    def _load(self) -> None:
+        images, labels, _, self._ids = next(self.batches)
+        with torch.cuda.stream(self.stream):  # no stream: nothing happens here
+            # Labels stay fp32 in half precision too: fp16 holds whole pixels only from 1024 on.
+            self._images = images.to(self.device, torch.float32, non_blocking=True)
+            self._labels = labels.to(self.device, torch.float32, non_blocking=True)
+
+    def next(self) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+        """Images ``(B, 3, H, W)``, labels ``(B, M, 5)``, and the images' ids."""
+        if self.stream is not None:
+            current = torch.cuda.current_stream(self.device)
+            current.wait_stream(self.stream)
+            self._images.record_stream(current)
+            self._labels.record_stream(current)
+        images, labels, ids = self._images, self._labels, self._ids
+        self._load()
+        return images, labels, [int(i) for i in torch.as_tensor(np.asarray(ids)).flatten()]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checks.
+
+
+def open_data(make: Callable[[], Any], exp: Any, annotation: str, where: str) -> Any:
+    """Make a data set or loader, and say in words why that failed.
+
+    Args:
+        make: makes it.
+        exp: the experiment, whose ``data_dir`` is looked at when making fails.
+        annotation: the experiment's annotation file for it.
+        where: the attribute of the experiment that names the file, for the message.
+
+    Raises:
+        DataError: the folder or file is missing or unusable.
+    """
+    try:
+        return make()
+    except Exception as error:
+        reason = _why(exp, annotation, where)
+        if reason is None:
+            raise
+        raise DataError(reason) from error
+
+
+def _why(exp: Any, annotation: str, where: str) -> str | None:
+    folder = exp.data_dir
+    if folder is None:
+        folder = hosts.default_data_dir()
+        origin = "self.data_dir is not set, so YOLOX looks there; set it in the experiment file"
+    else:
+        origin = "it is self.data_dir of the experiment"
+    if not os.path.isdir(folder):
+        return f"The data folder {folder!r} does not exist ({origin})."
+    path = os.path.join(folder, "annotations", annotation)
+    if not os.path.isfile(path):
+        near = sorted(os.listdir(os.path.dirname(path))) if os.path.isdir(os.path.dirname(path)) else []
+        return f"The annotation file {path!r} does not exist (self.{where}). In its folder: {', '.join(near) or 'nothing'}."
+    try:
+        with open(path) as file:
+            coco = json.load(file)
+    except (ValueError, OSError) as error:
+        return f"The annotation file {path!r} is not readable JSON: {error}."
+    for part in ("images", "annotations", "categories"):
+        if not isinstance(coco, dict) or part not in coco:
+            return f"The annotation file {path!r} is not in COCO format: it has no {part!r}."
+    known = {category["id"] for category in coco["categories"]}
+    for item in coco["annotations"]:
+        if item.get("category_id") not in known:
+            return (
+                f"{path!r}: annotation {item.get('id')} is of category {item.get('category_id')}, which is not among the "
+                f"file's categories: {sorted(known)}."
+            )
+        for part in ("bbox", "area", "image_id"):
+            if part not in item:
+                return f"{path!r}: annotation {item.get('id')} has no {part!r}."
+    return None
+
+
+def coco_dataset(dataset: Any) -> Any | None:
+    """The COCO data set inside the wrappers, None where there is none (VOC, a user's own)."""
+    while dataset is not None and not hasattr(dataset, "coco"):
+        dataset = getattr(dataset, "_dataset", None)
+    return dataset
+
+
+def check_dataset(dataset: Any, num_classes: int, split: str, may_be_empty: bool = False) -> dict[str, Any]:
+    """Look at a COCO data set before training on it, and count what is in it.
+
+    Args:
+        dataset: a data set of YOLOX, wrapped or not.
+        num_classes: of the experiment.
+        split: its name in messages.
+        may_be_empty: whether a set without any box is fine (it is for evaluation).
+
+    Returns:
+        Plain data: file, sha256, counts. Empty for a data set that is not COCO.
+
+    Raises:
+        DataError: a missing or unreadable image, more categories than classes, no image, no box.
+    """
+    import cv2  # comes with YOLOX
+
+    coco_set = coco_dataset(dataset)
+    if coco_set is None:
+        return {}
+    coco = coco_set.coco
+    names = [coco.cats[number]["name"] for number in coco_set.class_ids]
+    path = Path(coco_set.data_dir) / "annotations" / coco_set.json_file
+    if len(names) > num_classes:
+        raise DataError(
+            f"{path} has {len(names)} categories ({', '.join(names)}) but the experiment has num_classes = {num_classes}. "
+            f"Set self.num_classes = {len(names)}."
+        )
+    if len(names) < num_classes:
+        logger.warning(f"{split}: num_classes is {num_classes} but {path} has {len(names)} categories.")
+    if not coco_set.ids:
+        raise DataError(f"{path} lists no image.")
+    folder = Path(coco_set.data_dir) / coco_set.name
+    missing, unreadable = [], []
+    for annotation in coco_set.annotations:
+        file = folder / annotation[3]
+        if not file.is_file():
+            missing.append(annotation[3])
+        elif not cv2.haveImageReader(str(file)):
+            unreadable.append(annotation[3])
+    for what, files in (("does not exist", missing), ("is not an image that OpenCV can read", unreadable)):
+        if files:
+            more = f" (and {len(files) - 1} more)" if len(files) > 1 else ""
+            raise DataError(f"{split}: the image {files[0]!r} in {str(folder)!r} {what}{more}.")
+    boxes = zero = outside = 0
+    for item in coco.anns.values():
+        x, y, w, h = item["bbox"]
+        image = coco.imgs.get(item["image_id"])
+        boxes += 1
+        zero += w <= 0 or h <= 0
+        if image is not None:
+            outside += not (0 <= x + w / 2 <= image["width"] and 0 <= y + h / 2 <= image["height"])
+    empty = sum(len(annotation[0]) == 0 for annotation in coco_set.annotations)
+    if empty == len(coco_set.annotations) and not may_be_empty:
+        raise DataError(f"{path} has no usable box in any of its {empty} images; there is nothing to learn.")
+    facts = {
+        "file": str(path.resolve()),
+        "image_folder": str(folder.resolve()),
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "images": len(coco_set.ids),
+        "boxes": boxes,
+        "images_without_boxes": empty,
+        "boxes_of_zero_size": int(zero),
+        "boxes_with_centre_outside": int(outside),
+        "categories": names,
+    }
+    logger.info(
+        f"{split}: {facts['images']} images ({empty} without boxes), {boxes} boxes "
+        f"({zero} of zero size, {outside} with the centre outside the image), {len(names)} categories"
+    )
+    return facts
+
+
+def file_names(dataset: Any, ids: list[int]) -> list[str]:
+    """The files of these image ids, or the ids where the data set cannot tell."""
+    coco_set = coco_dataset(dataset)
+    if coco_set is None:
+        return [str(number) for number in ids]
+    return [str(coco_set.coco.imgs.get(number, {}).get("file_name", number)) for number in ids]

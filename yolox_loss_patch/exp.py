@@ -1,0 +1,287 @@
+"""Experiment files: the mix-in that makes losses a setting, strict overrides, and loading."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import random
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from . import hosts
+from .config import ALIASES, KEYS, LossConfig
+from .errors import ConfigError
+from .patch import patch_model, stage_of, unpatch_model
+from .registry import nearest
+
+# Settings that YOLOX reads although its own Exp does not set them.
+_OPTIONAL = ("random_size",)
+_WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+
+class LossExp:
+    """Mix-in for experiment files: ``class Exp(LossExp, BaseExp)`` with any host's Exp as base.
+
+    Attributes (plain data, so that YOLOX can print and log them):
+        loss_obj, loss_cls, loss_iou, loss_l1: a name or a dict with ``type`` and knobs; stock YOLOX by default.
+            ``loss_bbox`` is another name of ``loss_iou``.
+
+    The model is patched where it is built, so the losses are there in every process that builds it: YOLOX's own
+    ``tools.train``, spawned workers, notebooks.
+    """
+
+    loss_obj: Any = "bce"
+    loss_cls: Any = "bce"
+    loss_iou: Any = "iou"
+    loss_l1: Any = "l1"
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Into the instance, because YOLOX prints and overrides what stands there; a subclass may have set them already.
+        for key in KEYS:
+            setattr(self, key, getattr(self, key))
+
+    def get_model(self, *args: Any, **kwargs: Any) -> Any:
+        """The base's model with the losses of this experiment."""
+        config = LossConfig.from_exp(self)
+        model = super().get_model(*args, **kwargs)  # type: ignore[misc]
+        stage = stage_of(model)
+        if stage is not None and stage.config != config:
+            unpatch_model(model)  # YOLOX keeps the model on the experiment; the experiment was changed since
+        return patch_model(model, config)
+
+    def get_trainer(self, args: Any) -> Any:
+        """The kit's trainer, which runs on any device; a trainer of the base's own is left in its place."""
+        inherited = getattr(super(), "get_trainer", None)
+        exp_class = importlib.import_module("yolox.exp").Exp
+        if inherited is not None and inherited.__func__ is not getattr(exp_class, "get_trainer", None):
+            return inherited(args)
+        from .train import Trainer
+
+        return Trainer(self, args)
+
+    def random_resize(self, data_loader: Any, epoch: int, rank: int, is_distributed: bool) -> Any:
+        """The base's next multi-scale input size (height, width).
+
+        YOLOX's own draws it into a CUDA tensor; this draws the same sizes without one.
+        """
+        inherited = super().random_resize  # type: ignore[misc]
+        if inherited.__func__ is not importlib.import_module("yolox.exp").Exp.random_resize:
+            return inherited(data_loader, epoch, rank, is_distributed)
+        size = [0, 0]
+        if rank == 0:
+            height, width = self.input_size  # type: ignore[attr-defined]
+            if not hasattr(self, "random_size"):
+                span = self.multiscale_range  # type: ignore[attr-defined]
+                self.random_size = (int(height / 32) - span, int(height / 32) + span)
+            step = random.randint(*self.random_size)
+            size = [32 * step, 32 * int(step * (width * 1.0 / height))]
+        if is_distributed:
+            import torch.distributed as dist
+
+            dist.broadcast_object_list(size, 0)
+        return tuple(size)
+
+    def merge(self, cfg_list: Sequence[Any]) -> None:
+        """Overrides from the command line: ``["max_epoch", "50", "loss_iou", "ciou", "loss_obj.gamma", "1.5"]``.
+
+        YOLOX's own drops unknown keys and reads ``ema False`` as True. Here every value takes the type of the setting it
+        replaces, and nothing is changed unless all of them can be.
+
+        Raises:
+            ConfigError: an odd list, an unknown key, a value of the wrong type, a loss that cannot be.
+        """
+        merge(self, cfg_list)
+
+
+def merge(exp: Any, cfg_list: Sequence[Any]) -> None:
+    """`LossExp.merge` for any experiment."""
+    if len(cfg_list) % 2:
+        raise ConfigError(
+            f"Overrides are pairs of key and value; got {len(cfg_list)} words: {' '.join(map(str, cfg_list))}. "
+            "Flags stand before them."
+        )
+    changes: dict[str, Any] = {}
+    for key, value in zip(cfg_list[::2], cfg_list[1::2], strict=True):
+        if key.startswith("wandb-"):
+            continue  # YOLOX's trainer reads these from the same list
+        head, _, knob = key.partition(".")
+        head = ALIASES.get(head, head)
+        if head in KEYS:
+            changes[head] = _spec(head, knob, changes.get(head, getattr(exp, head, None)), value)
+            continue
+        if not _is_setting(exp, key):
+            keys = [*KEYS, *_settings(exp)]
+            raise ConfigError(
+                f"The experiment has no setting {key!r}.{nearest(key, keys)} It has: {', '.join(sorted(set(keys)))}."
+            )
+        changes[key] = _convert(key, getattr(exp, key, None), value)
+    specs = {key: changes.get(key, getattr(exp, key)) for key in KEYS if hasattr(exp, key)}
+    if any(key in changes for key in KEYS):
+        LossConfig.from_specs(specs)
+    for key, value in changes.items():
+        setattr(exp, key, value)
+    for alias, key in ALIASES.items():
+        if key in changes and hasattr(exp, alias):
+            setattr(exp, alias, changes[key])
+
+
+def _settings(exp: Any) -> list[str]:
+    names = {name for name in dir(exp) if not name.startswith("_")}
+    return sorted(name for name in names if _is_setting(exp, name))
+
+
+def _is_setting(exp: Any, key: str) -> bool:
+    if key in _OPTIONAL:
+        return True
+    return not key.startswith("_") and hasattr(exp, key) and not callable(getattr(exp, key))
+
+
+def _literal(text: Any) -> Any:
+    """A Python literal where the text is one, else the text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError):
+        return text
+
+
+def _spec(key: str, knob: str, spec: Any, value: Any) -> Any:
+    """The spec after ``loss_obj focal``, ``loss_obj.gamma 1.5`` or ``loss_obj {'type': 'focal'}``."""
+    if isinstance(value, str):
+        value = _WORDS[value.lower()] if value.lower() in ("true", "false") else _literal(value)
+    if not knob:
+        return value
+    spec = {"type": spec} if isinstance(spec, str) else dict(spec or {"type": LossConfig.__dataclass_fields__[key].default})
+    spec[knob] = value
+    return spec
+
+
+def _convert(key: str, old: Any, value: Any) -> Any:
+    """The value in the type of the setting that it replaces."""
+
+    def wrong(allowed: str) -> ConfigError:
+        return ConfigError(f"{key} is {allowed} (now {old!r}); got {value!r}.{hint}")
+
+    hint = ""
+    if isinstance(old, bool):
+        if isinstance(value, bool):
+            return value
+        if str(value).lower() not in _WORDS:
+            hint = nearest(value, ["true", "false", "yes", "no", "on", "off"])
+            raise wrong("True or False")
+        return _WORDS[str(value).lower()]
+    if isinstance(old, str):
+        return str(value)
+    new = _literal(value)
+    if old is None:
+        return new
+    if isinstance(old, (int, float)):
+        if isinstance(new, bool) or not isinstance(new, (int, float)):
+            raise wrong("a number")
+        return float(new) if isinstance(old, float) else new
+    if isinstance(old, (tuple, list)):
+        if isinstance(new, (int, float)) and not isinstance(new, bool):
+            new = (new,)
+        if not isinstance(new, (tuple, list)) or len(new) != len(old):
+            raise wrong(f"{len(old)} values, as in '{','.join(map(str, old))}'")
+        if any(isinstance(n, str) != isinstance(o, str) for n, o in zip(new, old, strict=True)):
+            raise wrong(f"{len(old)} values of the kind in '{','.join(map(str, old))}'")
+        return type(old)(new)
+    if type(new) is not type(old):
+        raise wrong(f"a {type(old).__name__}")
+    return new
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Loading.
+
+
+def load_exp(exp_file: str | None = None, name: str | None = None) -> Any:
+    """An experiment by file or by YOLOX's model name, adapted so that ``loss_*`` works on it.
+
+    YOLOX's own loader imports the file by its bare name, so that two files of one name in two folders are one module,
+    and answers every mistake in the file with "doesn't contains class named 'Exp'".
+
+    Raises:
+        ConfigError: no such file or name, no class ``Exp`` in it, an error while it is made.
+    """
+    hosts.yolox()
+    if exp_file is not None:
+        path = Path(exp_file)
+        if not path.is_file():
+            raise ConfigError(f"There is no experiment file {exp_file!r} (looked in {Path.cwd()}).")
+        module = _load_module(path)
+        if not hasattr(module, "Exp"):
+            raise ConfigError(f"The experiment file {exp_file!r} has no class named 'Exp'.")
+        exp = _make(module.Exp, exp_file)
+        # A file that does not name itself would share the folder "yolox_base" with every other.
+        if exp.exp_name == _base_name():
+            exp.exp_name = path.stem
+    elif name is not None:
+        stem = name.replace("-", "_")
+        folder = Path(next(iter(importlib.import_module("yolox.exp.default").__path__)))
+        names = sorted(item.stem for item in folder.glob("*.py") if item.stem != "__init__")
+        if stem not in names:
+            raise ConfigError(
+                f"YOLOX has no model {name!r}.{nearest(stem, names)} Choose one of: {', '.join(names)}, or give a file with -f."
+            )
+        exp = _make(importlib.import_module(f"yolox.exp.default.{stem}").Exp, name)
+    else:
+        raise ConfigError("Say what to train: an experiment file with -f, or one of YOLOX's models with -n.")
+    adapt(exp)
+    LossConfig.from_exp(exp)
+    return exp
+
+
+def adapt(exp: Any) -> Any:
+    """Make an experiment whose class is not a `LossExp` into one, in place; returns it."""
+    if not isinstance(exp, LossExp):
+        cls = type(exp)
+        exp.__class__ = type(cls.__name__, (LossExp, cls), {"__module__": cls.__module__, "__doc__": cls.__doc__})
+        for key in KEYS:
+            setattr(exp, key, getattr(exp, key))
+    return exp
+
+
+def _base_name() -> str:
+    module = importlib.import_module("yolox.exp.yolox_base")
+    return Path(str(module.__file__)).stem
+
+
+def _load_module(path: Path) -> Any:
+    path = path.resolve()
+    module_name = f"yolox_exp_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"The experiment file {str(path)!r} is not a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    # In sys.modules so that its classes can be pickled, and its folder on the path so that it can import its neighbours.
+    sys.modules[module_name] = module
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[module_name]
+        raise _broken(str(path), error) from error
+    return module
+
+
+def _make(cls: Any, where: str) -> Any:
+    try:
+        return cls()
+    except Exception as error:
+        raise _broken(where, error) from error
+
+
+def _broken(where: str, error: Exception) -> Exception:
+    if isinstance(error, ConfigError):
+        return error
+    frames = traceback.extract_tb(error.__traceback__)
+    line = f" (line {frames[-1].lineno} of {frames[-1].filename})" if frames else ""
+    return ConfigError(f"The experiment {where!r} cannot be loaded: {type(error).__name__}: {error}{line}.")

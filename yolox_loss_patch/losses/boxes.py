@@ -1,0 +1,89 @@
+"""What the box losses share: overlap, enclosing box, divisions and powers that stay finite.
+
+Boxes are ``(N, 4)`` tensors of ``(cx, cy, w, h)`` in pixels.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Below this a side, an area or a squared length is no geometry any more but rounding: the smallest box the kit
+# promises to handle has sides of 1e-3 px, so an area of 1e-6.
+TINY = 1e-12
+# The smallest IoU that counts as touching. Honest ones are small too: 1e-3 px against 4096 px is 6e-14.
+TINY_IOU = 1e-30
+
+
+def upcast(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Half precision to fp32, fp32 and fp64 as they are; the target follows the prediction.
+
+    In fp16 an area of 256 x 256 is inf and 1e-16 is 0, so no loss may start in it.
+    """
+    dtype = torch.float64 if pred.dtype == torch.float64 else torch.float32
+    return pred.to(dtype), target.to(dtype)
+
+
+class Overlap(NamedTuple):
+    """How two sets of boxes lie on each other, pair by pair.
+
+    ``iou`` ``(N,)`` in [0, 1], ``union`` ``(N,)`` in px2, the rest are ``(N, 2)`` corners in px.
+    """
+
+    iou: Tensor
+    union: Tensor
+    pred_tl: Tensor
+    pred_br: Tensor
+    target_tl: Tensor
+    target_br: Tensor
+
+    def enclosing(self) -> Tensor:
+        """Sides ``(N, 2)`` in px of the smallest box around both."""
+        return torch.max(self.pred_br, self.target_br) - torch.min(self.pred_tl, self.target_tl)
+
+
+def overlap(pred: Tensor, target: Tensor) -> Overlap:
+    """IoU of ``(N, 4)`` boxes, pair by pair.
+
+    The operations and their order are those of YOLOX's ``IOUloss``, because the default loss promises YOLOX's bits and
+    autograd adds up gradients in the order in which the operations were made.
+    """
+    pred_tl = pred[:, :2] - pred[:, 2:] / 2
+    target_tl = target[:, :2] - target[:, 2:] / 2
+    tl = torch.max(pred_tl, target_tl)
+    pred_br = pred[:, :2] + pred[:, 2:] / 2
+    target_br = target[:, :2] + target[:, 2:] / 2
+    br = torch.min(pred_br, target_br)
+    area_pred = torch.prod(pred[:, 2:], 1)
+    area_target = torch.prod(target[:, 2:], 1)
+    touching = (tl < br).all(1).to(tl.dtype)
+    intersection = torch.prod(br - tl, 1) * touching
+    union = area_pred + area_target - intersection
+    iou = intersection / (union + 1e-16)
+    return Overlap(iou, union, pred_tl, pred_br, target_tl, target_br)
+
+
+def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """``numerator / denominator``, and 0 without gradient where the denominator has vanished."""
+    sane = denominator > TINY
+    return torch.where(sane, numerator, 0.0) / torch.where(sane, denominator, 1.0)
+
+
+def power(base: Tensor, exponent: float) -> Tensor:
+    """``base ** exponent`` for a base that is at least 0 but for rounding.
+
+    An exponent below 1 has an infinite slope at 0: there the result is 0 without gradient.
+    """
+    if exponent >= 1:
+        return base.clamp(min=0) ** exponent
+    sane = base > TINY_IOU
+    return torch.where(sane, torch.where(sane, base, 1.0) ** exponent, 0.0)
+
+
+def aspect_angle(wh: Tensor) -> Tensor:
+    """atan(w / h) of ``(N, 2)`` sides; a box without sides counts as square and gets no gradient."""
+    sane = (wh * wh).sum(1, keepdim=True) > TINY
+    w, h = torch.where(sane, wh, 1.0).unbind(1)
+    return torch.atan2(w, h)

@@ -1,0 +1,143 @@
+"""The record of a run: ``run.json`` and ``metrics.csv`` in its folder."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from .errors import RunError
+
+RUN, METRICS, PREDICTIONS = "run.json", "metrics.csv", "predictions.json.gz"
+
+LOSS_COLUMNS = ("total_loss", "iou_loss", "conf_loss", "cls_loss", "l1_loss")
+AP_COLUMNS = ("AP", "AP50", "AP75", "AP90", "AP_small", "AP_medium", "AP_large", "AR")
+COLUMNS = ("epoch", *AP_COLUMNS, *LOSS_COLUMNS, "fg_iou", "obj_fg", "obj_bg", "lr", "seconds")
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON can hold it: containers and scalars as they are, anything else by its repr."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return repr(value)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that a reader, or a process killed in between, finds the old one or the new one."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def read_run(folder: Path) -> dict[str, Any] | None:
+    """The ``run.json`` of a folder, None where there is none.
+
+    Raises:
+        RunError: the file is there but is no record.
+    """
+    path = folder / RUN
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text())
+    except ValueError as error:
+        raise RunError(f"{path} cannot be read ({error}); the folder holds no usable run record.") from error
+    if not isinstance(record, dict) or "status" not in record:
+        raise RunError(f"{path} is not a run record of this kit.")
+    return record
+
+
+def read_metrics(folder: Path) -> list[dict[str, float | None]]:
+    """The rows of ``metrics.csv``, one an epoch; None where a column was not measured."""
+    path = folder / METRICS
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return [
+            {key: float(value) if value else None for key, value in row.items() if key is not None}
+            for row in csv.DictReader(file)
+        ]
+
+
+def is_alive(pid: Any) -> bool:
+    """Whether a process of this machine has this number."""
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, TypeError, ValueError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+class RunRecord:
+    """Writes the record of one run; what is written always tells the state of the run.
+
+    Args:
+        folder: the run's folder, made if needed.
+        facts: what is known when the run starts, as plain data.
+    """
+
+    def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.data: dict[str, Any] = {
+            "status": "running",
+            "error": None,
+            "pid": os.getpid(),
+            "started": now(),
+            **plain(facts),
+        }
+        self.update()
+
+    def update(self, **facts: Any) -> None:
+        """Add facts and write the file."""
+        self.data.update(plain(facts))
+        self.data["updated"] = now()
+        text = json.dumps(self.data, indent=2, ensure_ascii=False)
+        write_atomically(self.folder / RUN, text.encode())
+
+    def finish(self, status: str, error: str | None = None) -> None:
+        """The run ended: ``finished``, ``failed`` or ``interrupted``."""
+        self.update(status=status, error=error, ended=now())
+
+    def keep_epochs(self, epochs: int) -> None:
+        """Drop the rows of ``metrics.csv`` after this epoch: the run goes on from there."""
+        rows = [row for row in read_metrics(self.folder) if row.get("epoch") is not None and row["epoch"] <= epochs]
+        self._write_rows(rows)
+
+    def add_epoch(self, row: Mapping[str, float | None]) -> None:
+        """Add the row of an epoch."""
+        self._write_rows([*read_metrics(self.folder), dict(row)])
+
+    def _write_rows(self, rows: list[dict[str, float | None]]) -> None:
+        lines = [",".join(COLUMNS)]
+        for row in rows:
+            lines.append(",".join(_cell(name, row.get(name)) for name in COLUMNS))
+        write_atomically(self.folder / METRICS, ("\n".join(lines) + "\n").encode())
+
+
+def _cell(name: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    return str(int(value)) if name == "epoch" else repr(float(value))

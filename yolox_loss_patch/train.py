@@ -1,0 +1,819 @@
+"""Training on any device: YOLOX's trainer with an honest exit, exact resume and a run record."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import os
+import pickle
+import random
+import signal
+import socket
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import yolox.utils.dist as host_dist
+from loguru import logger
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.tensorboard import SummaryWriter
+from yolox.core import Trainer as HostTrainer
+from yolox.utils import MeterBuffer, ModelEMA, adjust_status, get_model_info, occupy_mem
+
+from . import hosts
+from .config import KEYS, LossConfig
+from .data import Prefetcher, check_dataset, file_names, open_data, seed_everything, training_loader
+from .errors import ConfigError, KitError, RunError
+from .evaluator import Evaluator
+from .exp import adapt, load_exp
+from .patch import stage_of
+from .record import LOSS_COLUMNS, RunRecord, is_alive, plain, read_run
+
+# Settings that two trainings of one run may differ in: none of them moves a weight.
+_FREE = ("output_dir", "exp_name", "print_interval", "eval_interval", "data_num_workers", "save_history_ckpt")
+# Built by YOLOX on the experiment while it works; no settings.
+_BUILT = ("model", "optimizer", "dataset")
+STATE = "resume_state.pth"
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a run.
+
+    Args:
+        name: ``auto`` (CUDA, else MPS, else CPU), ``cpu``, ``cuda`` or ``mps``.
+
+    Raises:
+        RunError: the device is not there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(device for device, available in there.items() if available)
+    if name not in there:
+        raise ConfigError(f"--device is auto, cpu, cuda or mps; got {name!r}.")
+    if not there[name]:
+        available = [device for device, ok in there.items() if ok]
+        raise RunError(f"There is no {name} device on this machine for this torch; available: {', '.join(available)}.")
+    return torch.device(name, _local_rank() if name == "cuda" else None)  # type: ignore[arg-type]
+
+
+def _local_rank() -> int:
+    return host_dist.get_local_rank()
+
+
+def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """A checkpoint of YOLOX or of the kit, read without running code from it.
+
+    Raises:
+        RunError: no such file, or not a checkpoint.
+    """
+    if not os.path.isfile(path):
+        raise RunError(f"There is no checkpoint {str(path)!r}.")
+    # YOLOX writes its best AP as a numpy scalar, which torch >= 2.6 does not load by itself.
+    multiarray = getattr(np, "_core", None) or np.core
+    scalar = [(multiarray.multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    kinds = [np.dtype, *(type(np.dtype(kind)) for kind in (np.float64, np.float32))]
+    try:
+        with torch.serialization.safe_globals([*scalar, *kinds]):
+            checkpoint = torch.load(path, map_location=device, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise RunError(f"{str(path)!r} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
+    if not isinstance(checkpoint, dict) or "model" not in checkpoint:
+        raise RunError(f"{str(path)!r} is not a YOLOX checkpoint: it has no 'model'.")
+    return checkpoint
+
+
+def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], path: str | Path, strict: bool) -> None:
+    """Weights of a checkpoint into a model.
+
+    Args:
+        model: YOLOX.
+        weights: its state_dict, or another's to fine-tune from.
+        path: of the checkpoint, for messages.
+        strict: every weight must fit; else the last layers may be of another class count.
+
+    Raises:
+        RunError: the checkpoint is of another model.
+    """
+    own = model.state_dict()
+    wrong = [key for key, value in own.items() if key in weights and weights[key].shape != value.shape]
+    missing = [key for key in own if key not in weights]
+    unknown = [key for key in weights if key not in own]
+    if not strict:
+        retrained = [key for key in wrong if key.startswith("head.cls_preds.")]
+        if retrained:
+            logger.info(f"{path}: another class count; trained anew: {', '.join(retrained)}")
+        wrong = [key for key in wrong if key not in retrained]
+        if missing and len(missing) <= len(own) // 2:
+            logger.warning(f"{path} lacks {len(missing)} of {len(own)} weights, first {missing[0]}; they start at random")
+            missing = []
+        unknown = []
+    if wrong or missing or unknown:
+        if wrong:
+            key = wrong[0]
+            what = f"{key} is {tuple(weights[key].shape)} there and {tuple(own[key].shape)} here"
+        else:
+            what = f"{missing[0]} is not in it" if missing else f"{unknown[0]} is not in this model"
+        raise RunError(
+            f"The checkpoint {str(path)!r} is of another model: {what} ({len(wrong)} of another shape, {len(missing)} "
+            f"missing, {len(unknown)} unknown, of {len(own)})."
+        )
+    model.load_state_dict({key: value for key, value in weights.items() if key in own and key not in wrong
+                           and value.shape == own[key].shape}, strict=strict)  # fmt: skip
+
+
+def save_atomically(state: Any, path: Path) -> None:
+    """``torch.save`` that leaves the old file or the new one, whenever the process is killed."""
+    new = path.with_name(f".{path.name}.new")
+    torch.save(state, new)
+    os.replace(new, path)
+
+
+def settings(exp: Any) -> dict[str, Any]:
+    """An experiment's settings as plain data, without the losses."""
+    hidden = (*_BUILT, *KEYS, "loss_bbox")
+    return {key: plain(value) for key, value in vars(exp).items() if not key.startswith("_") and key not in hidden}
+
+
+class Trainer(HostTrainer):  # type: ignore[misc]
+    """YOLOX's trainer without its assumptions: any device, exact resume, a record, a loss that must stay finite.
+
+    Args:
+        exp: the experiment; one that is no ``LossExp`` is made one.
+        args: the namespace of YOLOX's ``tools.train``; ``device`` besides (``auto`` when it is missing).
+    """
+
+    def __init__(self, exp: Any, args: argparse.Namespace) -> None:
+        # YOLOX's own __init__ makes a CUDA scaler and a CUDA device, so its attributes are set here instead.
+        self.exp = adapt(exp)
+        self.args = args
+        self.losses = LossConfig.from_exp(exp)
+        _check_settings(exp, args)
+        self.max_epoch = exp.max_epoch
+        self.eval_interval = exp.eval_interval
+        self.is_distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        self.rank = dist.get_rank() if self.is_distributed else 0
+        self.local_rank = _local_rank()
+        self.device = choose_device(getattr(args, "device", "auto"))
+        self.amp_training = bool(args.fp16)
+        self.amp_dtype = torch.float16 if self.device.type == "cuda" else torch.bfloat16
+        # bf16 has fp32's range and needs no scaling.
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp_training and self.device.type == "cuda")
+        self.use_model_ema = exp.ema
+        self.save_history_ckpt = exp.save_history_ckpt
+        self.input_size = tuple(exp.input_size)
+        self.best_ap = 0.0
+        self.start_epoch = 0
+        self.meter = MeterBuffer(window_size=exp.print_interval)
+        self.file_name = os.path.join(exp.output_dir, args.experiment_name)
+        self.folder = Path(self.file_name)
+        self.seed = self._choose_seed()
+        self.record: RunRecord | None = None
+
+    def _choose_seed(self) -> int:
+        """The experiment's seed; without one a fresh one, the same on every rank and in every part of a resumed run."""
+        if self.exp.seed is not None:
+            return int(self.exp.seed)
+        before = read_run(self.folder) if self.args.resume else None
+        seed = before.get("seed") if before else None
+        box = [int(seed) if seed is not None else random.SystemRandom().randrange(2**31)]
+        if self.is_distributed:
+            dist.broadcast_object_list(box, 0)
+        return box[0]
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # The run as a whole.
+
+    def train(self) -> None:
+        """Train from the start or from where the run stopped, to the last epoch.
+
+        Raises:
+            KitError: what a user can mend; the record says ``failed``.
+        """
+        if self.rank == 0:
+            self._open_record()
+        sinks = self._open_log()
+        try:
+            with _signals(self.rank == 0):
+                self.before_train()
+                for self.epoch in range(self.start_epoch, self.max_epoch):
+                    self.before_epoch()
+                    self.train_in_iter()
+                    self.after_epoch()
+                self.after_train()
+        except KeyboardInterrupt as stop:
+            self._close_record("interrupted", str(stop) or "interrupted from the keyboard")
+            logger.warning(f"Interrupted; go on with --resume. The run is in {self.folder}")
+            raise
+        except BaseException as error:
+            self._close_record("failed", f"{type(error).__name__}: {error}")
+            raise
+        else:
+            self._close_record("finished", None)
+        finally:
+            for sink in sinks:
+                logger.remove(sink)
+
+    def _open_record(self) -> None:
+        before = read_run(self.folder)
+        facts = {
+            "command": sys.argv,
+            "losses": self.losses.to_dict(),
+            "resolved_losses": self.losses.resolved(),
+            "exp": settings(self.exp),
+            "args": vars(self.args),
+            "seed": self.seed,
+            "host": hosts.describe(),
+            "versions": {"python": sys.version.split()[0], "torch": torch.__version__, "numpy": np.__version__,
+                         "opencv": cv2.__version__},
+            "device": self._device_name(),
+            "threads": torch.get_num_threads(),
+            "machine": socket.gethostname(),
+            "epochs_done": 0,
+        }  # fmt: skip
+        if before is not None and before["status"] == "running" and before.get("pid") != os.getpid():
+            if before.get("machine") == facts["machine"] and is_alive(before.get("pid")):
+                raise RunError(f"Process {before['pid']} is training in {self.folder} right now; choose another -expn.")
+        differences = _differences(before, facts) if before else []
+        if self.args.resume:
+            differences = [line for line in differences if not line.startswith("max_epoch:")]
+        if differences:
+            raise RunError(
+                f"{self.folder} holds a run of another configuration: {'; '.join(differences)}. Choose another folder with "
+                "-expn NAME, or remove this one."
+            )
+        if before is None and not self.args.resume and list(self.folder.glob("*_ckpt.pth")):
+            raise RunError(
+                f"{self.folder} holds checkpoints of a run without a record, which would be overwritten. Choose another "
+                "folder with -expn NAME, or remove this one."
+            )
+        if before is not None and self.args.resume:
+            facts["resumed"] = [*before.get("resumed", []), {"epoch": before.get("epochs_done"), "was": before["status"]}]
+            facts["started"] = before.get("started")
+        self.record = RunRecord(self.folder, facts)
+
+    def _close_record(self, status: str, error: str | None) -> None:
+        if self.record is not None:
+            self.record.finish(status, error)
+
+    def _open_log(self) -> list[int]:
+        """YOLOX's log file and format; a worker logs into a file of its own."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(ValueError):
+            logger.remove(0)  # loguru's own, which would print every line twice
+        if self.rank != 0:
+            return [logger.add(self.folder / f"train_log_rank{self.rank}.txt")]
+        line = "<green>{time:YYYY-MM-DD HH:mm:ss}</green> | <level>{level: <8}</level> | <level>{message}</level>"
+        # The stream is looked up at each line, so that a redirected stderr (a notebook, a test) gets what is its own.
+        screen = logger.add(lambda text: print(text, end="", file=sys.stderr), format=line, colorize=_is_terminal())
+        return [screen, logger.add(self.folder / "train_log.txt")]
+
+    def _device_name(self) -> str:
+        if self.device.type == "cuda":
+            return f"cuda: {torch.cuda.get_device_name(self.device)}"
+        return self.device.type
+
+    def before_train(self) -> None:
+        """Model, optimizer, data, EMA, evaluator, loggers."""
+        exp, args = self.exp, self.args
+        logger.info(f"args: {args}")
+        logger.info(f"exp value:\n{exp}")
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        model = exp.get_model()
+        stage = stage_of(model)
+        if stage is None or stage.config != self.losses:
+            raise RunError(
+                "The model does not have the losses of the experiment: its get_model() does not reach LossExp.get_model. "
+                "Call super().get_model() in the experiment's class, or patch_model() at its end."
+            )
+        stage.collect = True
+        self.stage = stage
+        logger.info(f"losses (rank {self.rank}): {stage.config}")
+        logger.info(f"Model Summary: {get_model_info(model, exp.test_size)}")
+        model.to(self.device)
+        self.optimizer = exp.get_optimizer(args.batch_size)
+        state = self._load(model)
+        model.to(self.device)
+
+        loader = open_data(
+            lambda: exp.get_data_loader(
+                batch_size=args.batch_size,
+                is_distributed=self.is_distributed,
+                no_aug=self.start_epoch >= self._plain_from(),
+                cache_img=args.cache,
+            ),
+            exp, exp.train_ann, "train_ann",
+        )  # fmt: skip
+        self.dataset = loader.dataset
+        self.max_iter = len(loader)
+        if not self.max_iter:
+            raise RunError(
+                f"The training set gives no batch of {args.batch_size} images a worker; lower the batch size with -b."
+            )
+        data = {"train": check_dataset(loader.dataset, exp.num_classes, "train")}
+        evaluator = open_data(
+            lambda: exp.get_evaluator(batch_size=args.batch_size, is_distributed=self.is_distributed),
+            exp, exp.val_ann, "val_ann",
+        )  # fmt: skip
+        data["val"] = check_dataset(evaluator.dataloader.dataset, exp.num_classes, "val", may_be_empty=True)
+        if hosts.is_coco_evaluator(evaluator):
+            evaluator = Evaluator(evaluator, self.device)
+            evaluator.host.dataloader.pin_memory = self.device.type == "cuda"
+        elif self.device.type != "cuda":
+            logger.warning(f"{type(evaluator).__name__} is not the kit's and may need CUDA.")
+        self.evaluator = evaluator
+        if self.record is not None:
+            self.record.update(data=data, batches_per_epoch=self.max_iter)
+            self.record.keep_epochs(self.start_epoch)
+
+        self.prefetcher = Prefetcher(
+            training_loader(
+                loader,
+                seed=self.seed,
+                rank=self.rank,
+                start=self.start_epoch * self.max_iter,
+                mosaic_until=self._plain_from() * self.max_iter,
+                pin_memory=self.device.type == "cuda",
+            ),
+            self.device,
+        )
+        self.lr_scheduler = exp.get_lr_scheduler(exp.basic_lr_per_img * args.batch_size, self.max_iter)
+        if args.occupy and self.device.type == "cuda":
+            occupy_mem(self.local_rank)
+        if self.is_distributed:
+            ids = [self.local_rank] if self.device.type == "cuda" else None
+            model = DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+        if self.use_model_ema:
+            self.ema_model = ModelEMA(model, 0.9998)
+            self.ema_model.updates = self.max_iter * self.start_epoch
+            if state is not None:
+                self.ema_model.ema.load_state_dict(state)
+        self.model = model
+        if self.rank == 0:
+            self._open_logger()
+        logger.info("Training start...")
+
+    def _plain_from(self) -> int:
+        """The first epoch without mosaic and with the L1 term, as YOLOX counts it."""
+        return max(self.max_epoch - self.exp.no_aug_epochs - 1, 0)
+
+    def _open_logger(self) -> None:
+        if self.args.logger == "tensorboard":
+            purge = self.start_epoch * self.max_iter if self.start_epoch else None
+            self.tblogger = SummaryWriter(os.path.join(self.file_name, "tensorboard"), purge_step=purge)
+        elif self.args.logger == "wandb":
+            from yolox.utils import WandbLogger
+
+            options = zip(self.args.opts[::2], self.args.opts[1::2], strict=True)
+            named = {key.removeprefix("wandb-"): value for key, value in options if key.startswith("wandb-")}
+            self.wandb_logger = WandbLogger(config={**settings(self.exp), **self.losses.to_dict()}, **named)
+        else:
+            raise ConfigError(f"-l is tensorboard or wandb; got {self.args.logger!r}.")
+
+    def after_train(self) -> None:
+        """Say what came out."""
+        logger.info(f"Training of experiment is done and the best AP is {self.best_ap * 100:.2f}")
+        if self.rank == 0:
+            if self.args.logger == "wandb":
+                self.wandb_logger.finish()
+            else:
+                self.tblogger.close()
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Epochs and iterations.
+
+    def before_epoch(self) -> None:
+        """Start an epoch from a state that depends on the seed and its number only."""
+        logger.info(f"---> start train epoch{self.epoch + 1}")
+        seed_everything(self.seed, self.rank, 2**31 + self.epoch)
+        head = getattr(self.model, "module", self.model).head
+        if self.epoch >= self._plain_from():
+            if not head.use_l1:
+                logger.info("--->No mosaic aug now! Add additional L1 loss now!")
+            head.use_l1 = True
+            self.eval_interval = 1
+        self.epoch_started = time.perf_counter()
+        self.sums: dict[str, float] = dict.fromkeys((*LOSS_COLUMNS, *_STATS), 0.0)
+
+    def train_one_iter(self) -> None:
+        """One step; the weights are left alone when the loss is not finite."""
+        started = time.perf_counter()
+        images, targets, self.image_ids = self.prefetcher.next()
+        images, targets = self.exp.preprocess(images, targets, self.input_size)
+        data_done = time.perf_counter()
+        with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_training):
+            outputs = self.model(images, targets)
+        losses = self._check(outputs)
+        self.optimizer.zero_grad()
+        self.scaler.scale(outputs["total_loss"]).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.use_model_ema:
+            self.ema_model.update(self.model)
+        lr = self.lr_scheduler.update_lr(self.progress_in_iter + 1)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.meter.update(
+            iter_time=time.perf_counter() - started, data_time=data_done - started, lr=lr, **losses
+        )
+
+    def _check(self, outputs: dict[str, Any]) -> dict[str, float]:
+        """The loss terms and the stage's statistics as numbers, in one transfer.
+
+        Raises:
+            RunError: a term is not finite.
+        """
+        values = [*(outputs[name] for name in LOSS_COLUMNS), *(self.stage.stats[name] for name in _STATS)]
+        on_device = [torch.as_tensor(value, dtype=torch.float32, device=self.device).detach() for value in values]
+        numbers = torch.stack(on_device).tolist()
+        losses = dict(zip(LOSS_COLUMNS, numbers, strict=False))
+        for name, number in zip((*LOSS_COLUMNS, *_STATS), numbers, strict=True):
+            self.sums[name] += number
+        bad = [name for name in LOSS_COLUMNS[1:] if not math.isfinite(losses[name])]
+        if bad or not math.isfinite(losses["total_loss"]):
+            terms = {"iou_loss": "iou", "conf_loss": "obj", "cls_loss": "cls", "l1_loss": "l1"}
+            named = ", ".join(f"{terms[name]} ({name} = {losses[name]})" for name in bad) or "the sum of the terms"
+            files = ", ".join(file_names(self.dataset, self.image_ids))
+            raise RunError(
+                f"The loss is not finite: {named} in epoch {self.epoch + 1}, iteration {self.iter + 1} of {self.max_iter}, "
+                f"images {files}. No step was made from it; the last good checkpoint is "
+                f"{self.folder / 'latest_ckpt.pth'} (epoch {self.epoch}). "
+                "Often the learning rate is too high for this loss: lower basic_lr_per_img or the term's loss_weight."
+            )
+        return losses
+
+    def after_iter(self) -> None:
+        """Progress in the log and TensorBoard, and the next input size."""
+        done = self.progress_in_iter + 1
+        if (self.iter + 1) % self.exp.print_interval == 0 or self.iter + 1 == self.max_iter:
+            left = self.max_iter * self.max_epoch - done
+            eta = timedelta(seconds=int(self.meter["iter_time"].global_avg * left))
+            losses = {name: self.meter[name].latest for name in LOSS_COLUMNS}
+            lr = self.meter["lr"].latest
+            memory = ""
+            if self.device.type == "cuda":
+                memory = f"mem: {torch.cuda.max_memory_allocated(self.device) / 2**20:.0f}Mb, "
+            logger.info(
+                f"epoch: {self.epoch + 1}/{self.max_epoch}, iter: {self.iter + 1}/{self.max_iter}, {memory}"
+                + "".join(f"{name}: {self.meter[name].avg:.3f}s, " for name in ("iter_time", "data_time"))
+                + "".join(f"{name}: {value:.4f}, " for name, value in losses.items())
+                + f"lr: {lr:.3e}, size: {self.input_size[0]}, ETA: {eta}"
+            )
+            self._log({f"train/{name}": value for name, value in {**losses, "lr": lr}.items()}, done)
+            self.meter.clear_meters()
+        if done % 10 == 0:
+            self.input_size = tuple(
+                self.exp.random_resize(self.prefetcher, self.epoch, self.rank, self.is_distributed)
+            )
+
+    def _log(self, scalars: dict[str, float], step: int) -> None:
+        if self.rank != 0:
+            return
+        if self.args.logger == "wandb":
+            self.wandb_logger.log_metrics(dict(scalars))
+            return
+        for tag, value in scalars.items():
+            self.tblogger.add_scalar(tag, value, step)
+
+    def after_epoch(self) -> None:
+        """Evaluate when it is due, then write the epoch down, then the checkpoint."""
+        row: dict[str, float | None] = {
+            "epoch": self.epoch + 1,
+            **{name: self.sums[name] / self.max_iter for name in LOSS_COLUMNS},
+            "fg_iou": _mean(self.sums["fg_iou"], self.sums["num_fg"]),
+            "obj_fg": _mean(self.sums["obj_fg"], self.sums["num_fg"]),
+            "obj_bg": _mean(self.sums["obj_bg"], self.sums["num_bg"]),
+            "lr": self.meter["lr"].latest or self.optimizer.param_groups[0]["lr"],
+        }
+        means = {name: row[name] for name in ("fg_iou", "obj_fg", "obj_bg")}
+        logger.info(
+            f"epoch {self.epoch + 1}: mean foreground IoU {_text(means['fg_iou'])}, mean objectness on foreground "
+            f"{_text(means['obj_fg'])}, on background {_text(means['obj_bg'])}"
+        )
+        self._log({f"train/{name}": value for name, value in means.items() if value is not None}, self.epoch + 1)
+        row["seconds"] = time.perf_counter() - self.epoch_started
+        is_due = (self.epoch + 1) % self.eval_interval == 0 or self.epoch + 1 == self.max_epoch
+        is_best = False
+        if is_due:
+            if self.is_distributed:
+                _average_norms(self.model)
+            is_best = self._evaluate(row)
+        if self.record is not None:
+            self.record.add_epoch(row)
+        self._save(evaluated=is_due, is_best=is_best)
+        if self.record is not None:
+            self.record.update(epochs_done=self.epoch + 1, best_ap=self.best_ap)
+
+    def _evaluate(self, row: dict[str, float | None]) -> bool:
+        """AP of the EMA weights, or of the model's, into the row; whether it is the best so far."""
+        model = self.ema_model.ema if self.use_model_ema else getattr(self.model, "module", self.model)
+        with adjust_status(model, training=False):
+            ap, ap50, summary = self.exp.eval(model, self.evaluator, self.is_distributed)[:3]
+        ap, ap50 = float(ap), float(ap50)  # numpy scalars in a checkpoint are what current torch refuses to load
+        is_best = ap > self.best_ap
+        self.best_ap = max(self.best_ap, ap)
+        if self.rank == 0:
+            logger.info(f"\n{summary}")
+            row.update(AP=ap, AP50=ap50)
+            if isinstance(self.evaluator, Evaluator):
+                row.update(self.evaluator.metrics)
+                self.evaluator.save_predictions(self.folder)
+            self._log({"val/COCOAP50": ap50, "val/COCOAP50_95": ap}, self.epoch + 1)
+        if self.is_distributed:
+            dist.barrier()
+        return is_best
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Checkpoints.
+
+    def _save(self, evaluated: bool, is_best: bool) -> None:
+        """YOLOX's checkpoints under YOLOX's names, and beside them what an exact resume needs.
+
+        A checkpoint holds the EMA weights, as YOLOX's do; the weights in training go into a file of their own, written
+        before the checkpoint and renamed after it, so that one of its two names always fits.
+        """
+        if self.rank != 0:
+            return
+        model = getattr(self.model, "module", self.model)
+        shown = self.ema_model.ema if self.use_model_ema else model
+        checkpoint = {
+            "start_epoch": self.epoch + 1,
+            "model": shown.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "best_ap": self.best_ap,
+        }
+        state = {
+            "epoch": self.epoch + 1,
+            "model": model.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "input_size": tuple(self.input_size),
+        }
+        coming = self.folder / f".{STATE}.next"
+        save_atomically(state, coming)
+        save_atomically(checkpoint, self.folder / "latest_ckpt.pth")
+        os.replace(coming, self.folder / STATE)
+        names = []
+        if self.epoch + 1 == self._plain_from():
+            names.append("last_mosaic_epoch")
+        if evaluated:
+            names.append("last_epoch")
+            names += ["best"] if is_best else []
+            names += [f"epoch_{self.epoch + 1}"] if self.save_history_ckpt else []
+        for name in names:
+            save_atomically(checkpoint, self.folder / f"{name}_ckpt.pth")
+        if self.args.logger == "wandb":
+            self.wandb_logger.save_checkpoint(self.file_name, "latest", is_best)
+        logger.info(f"Saved to {self.folder}: {', '.join(['latest', *names])}")
+
+    def _load(self, model: torch.nn.Module) -> dict[str, Any] | None:
+        """Weights to start from; returns those of the EMA when they differ from the model's."""
+        args = self.args
+        if not args.resume:
+            if args.ckpt is not None:
+                logger.info(f"loading checkpoint for fine tuning: {args.ckpt}")
+                load_weights(model, load_checkpoint(args.ckpt, self.device)["model"], args.ckpt, strict=False)
+            return None
+        path = Path(args.ckpt) if args.ckpt is not None else self.folder / "latest_ckpt.pth"
+        if not path.is_file():
+            raise RunError(f"There is nothing to resume: {path} does not exist. Start the run without --resume.")
+        checkpoint = load_checkpoint(path, self.device)
+        load_weights(model, checkpoint["model"], path, strict=True)
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.best_ap = float(checkpoint.get("best_ap", 0.0))
+        self.start_epoch = checkpoint["start_epoch"] if args.start_epoch is None else args.start_epoch - 1
+        state = self._resume_state(path, self.start_epoch)
+        if state is None:
+            logger.warning(
+                f"{path} comes without the kit's {STATE}: training goes on from the EMA weights, as YOLOX does it, and "
+                "will differ from a run that was never stopped."
+            )
+            logger.info(f"resumed from {path} (epoch {self.start_epoch})")
+            return None
+        model.load_state_dict(state["model"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.input_size = tuple(state["input_size"])
+        logger.info(f"resumed exactly from {path} (epoch {self.start_epoch})")
+        return checkpoint["model"]  # type: ignore[no-any-return]
+
+    def _resume_state(self, path: Path, epoch: int) -> dict[str, Any] | None:
+        for name in (STATE, f".{STATE}.next"):
+            if path.name == "latest_ckpt.pth" and (path.parent / name).is_file():
+                state = load_checkpoint(path.parent / name, self.device)
+                if state["epoch"] == epoch:
+                    return state
+        return None
+
+
+_STATS = ("fg_iou", "obj_fg", "obj_bg", "num_fg", "num_bg")
+
+
+def _mean(total: float, count: float) -> float | None:
+    return total / count if count else None
+
+
+def _text(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4f}"
+
+
+def _is_terminal() -> bool:
+    return bool(getattr(sys.stderr, "isatty", lambda: False)())
+
+
+def _check_settings(exp: Any, args: argparse.Namespace) -> None:
+    for key, low in (("max_epoch", 1), ("eval_interval", 1), ("print_interval", 1), ("no_aug_epochs", 0)):
+        value = getattr(exp, key)
+        if not isinstance(value, int) or value < low:
+            raise ConfigError(f"{key} is a whole number, at least {low}; got {value!r}.")
+    for key in ("input_size", "test_size"):
+        value = getattr(exp, key)
+        if len(value) != 2 or any(not isinstance(side, int) or side <= 0 or side % 32 for side in value):
+            raise ConfigError(f"{key} is (height, width) in multiples of 32; got {value!r}.")
+    if args.batch_size < 1:
+        raise ConfigError(f"-b is at least 1; got {args.batch_size}.")
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What two records of one folder disagree in, as text."""
+    lines = []
+    pairs = [("", before.get("exp", {}), now["exp"]), ("", before.get("resolved_losses", {}), now["resolved_losses"])]
+    arguments = ("batch_size", "fp16", "ckpt")
+    if not now["args"].get("resume"):
+        pairs.append(("", *({key: side["args"].get(key) for key in arguments} for side in (before, now))))
+    for _, old, new in pairs:
+        for key in sorted({*old, *new} - set(_FREE)):
+            if key != "random_size" and plain(old.get(key)) != plain(new.get(key)):
+                lines.append(f"{key}: {old.get(key)!r} there, {new.get(key)!r} now")
+    return lines
+
+
+def _average_norms(model: torch.nn.Module) -> None:
+    """The mean of all ranks' norm layers into each, so that every rank evaluates the same model."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._NormBase):
+            for value in module.state_dict().values():
+                if value.is_floating_point():
+                    dist.all_reduce(value)
+                    value /= dist.get_world_size()
+
+
+@contextlib.contextmanager
+def _signals(active: bool) -> Iterator[None]:
+    """SIGTERM stops a run as Ctrl-C does, so that its record says so."""
+
+    def stop(number: int, _: Any) -> None:
+        raise KeyboardInterrupt(f"stopped by {signal.Signals(number).name}")
+
+    try:
+        old = signal.signal(signal.SIGTERM, stop) if active else None
+    except ValueError:  # not in the main thread
+        old = None
+    try:
+        yield
+    finally:
+        if old is not None:
+            signal.signal(signal.SIGTERM, old)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From the command line to workers.
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train as the parsed command line says, in one process or ``-d N``.
+
+    Raises:
+        KitError: what a user can mend.
+    """
+    workers = _workers(args)
+    if workers * args.num_machines == 1:
+        _train(args)
+        return
+    if args.dist_url in (None, "auto"):
+        if args.num_machines > 1:
+            raise ConfigError("Several machines need --dist-url tcp://HOST:PORT, the address of the first.")
+        args.dist_url = f"tcp://127.0.0.1:{_free_port()}"
+    _make_exp(args)  # a mistake is told once, here, and not by every worker
+    try:
+        # Spawned workers share nothing with this process: each builds its experiment, and with it the losses, itself.
+        mp.start_processes(_worker, args=(workers, args), nprocs=workers, start_method="spawn")
+    except mp.ProcessExitedException as error:
+        raise RunError(f"A worker ended the run: {error}") from error
+
+
+def _workers(args: argparse.Namespace) -> int:
+    device = choose_device(args.device).type
+    if args.devices is None:
+        return torch.cuda.device_count() if device == "cuda" else 1
+    if args.devices < 1:
+        raise ConfigError(f"-d is at least 1; got {args.devices}.")
+    if device == "cuda" and args.devices > torch.cuda.device_count():
+        raise RunError(f"-d {args.devices} asks for more GPUs than there are ({torch.cuda.device_count()}).")
+    if device == "mps" and args.devices > 1:
+        raise RunError("MPS has one device; use -d 1.")
+    return args.devices  # type: ignore[no-any-return]
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def _worker(local_rank: int, workers: int, args: argparse.Namespace) -> None:
+    device = choose_device(args.device).type
+    rank = args.machine_rank * workers + local_rank
+    world = args.num_machines * workers
+    backend = "nccl" if device == "cuda" else "gloo"
+    if device == "cuda":
+        torch.cuda.set_device(local_rank)
+    else:
+        torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+    dist.init_process_group(
+        backend, init_method=args.dist_url, world_size=world, rank=rank, timeout=timedelta(minutes=30)
+    )
+    # YOLOX asks this group for the rank within the machine.
+    for machine in range(args.num_machines):
+        group = dist.new_group(list(range(machine * workers, (machine + 1) * workers)))
+        if machine == args.machine_rank:
+            host_dist._LOCAL_PROCESS_GROUP = group
+    try:
+        _train(args)
+    except KitError as error:
+        logger.error(str(error))
+        os._exit(2)  # at once: the other ranks wait for this one inside a collective
+    finally:
+        with contextlib.suppress(Exception):
+            dist.destroy_process_group()
+
+
+def _make_exp(args: argparse.Namespace) -> Any:
+    exp = load_exp(args.exp_file, args.name)
+    exp.merge(args.opts)
+    if not args.experiment_name:
+        args.experiment_name = exp.exp_name
+    return exp
+
+
+def _train(args: argparse.Namespace) -> None:
+    exp = _make_exp(args)
+    configure(exp.seed)
+    Trainer(exp, args).train()
+
+
+def configure(seed: int | None) -> None:
+    """Seeds and thread settings of a process that trains."""
+    if seed is not None:
+        seed_everything(seed, 0, 0)
+        torch.backends.cudnn.deterministic = True
+    else:
+        torch.backends.cudnn.benchmark = True
+    cv2.setNumThreads(0)  # the loader's workers are the parallelism
+    # YOLOX 0.3.0 asks for autocast by its old name in every assignment.
+    warnings.filterwarnings("ignore", message=r".*torch\.cuda\.amp\.autocast.*", category=FutureWarning)
+    warnings.filterwarnings("ignore", message=r".*meshgrid.*indexing.*", category=UserWarning)
+    warnings.filterwarnings("ignore", message=r".*TypedStorage is deprecated.*", category=UserWarning)
+
+
+def evaluate(args: argparse.Namespace) -> dict[str, float]:
+    """Evaluate a checkpoint as the parsed command line says; prints COCO's summary and returns the metrics.
+
+    Raises:
+        KitError: what a user can mend.
+    """
+    exp = load_exp(args.exp_file, args.name)
+    exp.merge(args.opts)
+    configure(args.seed)
+    device = choose_device(args.device)
+    for name, value in (("test_conf", args.conf), ("nmsthre", args.nms)):
+        if value is not None:
+            setattr(exp, name, value)
+    if args.tsize is not None:
+        exp.test_size = (args.tsize, args.tsize)
+    folder = Path(exp.output_dir) / (args.experiment_name or exp.exp_name)
+    path = Path(args.ckpt) if args.ckpt else folder / "best_ckpt.pth"
+    model = exp.get_model()
+    load_weights(model, load_checkpoint(path)["model"], path, strict=True)
+    model.to(device)
+    host = open_data(
+        lambda: exp.get_evaluator(args.batch_size, False, args.test, args.legacy),
+        exp, exp.test_ann if args.test else exp.val_ann, "test_ann" if args.test else "val_ann",
+    )  # fmt: skip
+    check_dataset(host.dataloader.dataset, exp.num_classes, "val", may_be_empty=True)
+    if not hosts.is_coco_evaluator(host):
+        raise RunError(f"{type(host).__name__} is not YOLOX's COCO evaluator; the kit evaluates COCO data sets.")
+    evaluator = Evaluator(host, device)
+    host.dataloader.pin_memory = device.type == "cuda"
+    half = args.fp16 and device.type == "cuda"
+    _, _, summary = evaluator.evaluate(model, half=half)
+    print(f"{path}\n{summary}")
+    return evaluator.metrics
