@@ -71,14 +71,14 @@ def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     return torch.where(sane, numerator, 0.0) / torch.where(sane, denominator, 1.0)
 
 
-def power(base: Tensor, exponent: float) -> Tensor:
+def power(base: Tensor, exponent: float, floor: float = TINY_IOU) -> Tensor:
     """``base ** exponent`` for a base that is at least 0 but for rounding.
 
-    An exponent below 1 has an infinite slope at 0: there the result is 0 without gradient.
+    An exponent below 1 has an infinite slope at 0: there the result is 0 without gradient, up to ``floor``.
     """
     if exponent >= 1:
         return base.clamp(min=0) ** exponent
-    sane = base > TINY_IOU
+    sane = base > floor
     return torch.where(sane, torch.where(sane, base, 1.0) ** exponent, 0.0)
 
 

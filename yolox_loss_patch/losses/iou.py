@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from .boxes import TINY_IOU, aspect_angle, overlap, power, ratio
+from .boxes import TINY, TINY_IOU, aspect_angle, overlap, power, ratio
 
 
 def _squared_distance(pred: Tensor, target: Tensor) -> Tensor:
@@ -83,7 +83,8 @@ def alpha_giou(pred: Tensor, target: Tensor, alpha: float = 3.0) -> Tensor:
     """Alpha-GIoU (2110.13675): ``1 - IoU**alpha + ((|C| - U)/|C|)**alpha``, range [0, 2]."""
     pair = overlap(pred, target)
     area = pair.enclosing().prod(1)
-    return 1 - power(pair.iou, alpha) + power(ratio(area - pair.union, area), alpha)
+    # The empty part is a difference of areas: where one box holds the other it is rounding, which a root would magnify.
+    return 1 - power(pair.iou, alpha) + power(ratio(area - pair.union, area), alpha, floor=TINY)
 
 
 def alpha_diou(pred: Tensor, target: Tensor, alpha: float = 3.0) -> Tensor:
