@@ -37,7 +37,7 @@ class Exp(ylp.LossExp, BaseExp):
         self.mosaic_prob = 0.0
         self.enable_mixup = False
 
-        # --------------- schedule --------------- #
+        # ------- schedule: 60 iterations of 8 images are an epoch ------- #
         self.max_epoch = 18
         self.warmup_epochs = 1
         self.no_aug_epochs = 2

@@ -32,6 +32,7 @@ class Exp(ylp.LossExp, BaseExp):
         self.print_interval = 1
         self.basic_lr_per_img = 0.01 / 16
         self.save_history_ckpt = False
+        self.test_conf = 1e-4  # so that a model that has seen twelve batches detects something
 """
 
 
@@ -59,16 +60,15 @@ def work(tmp_path, digits):
     return tmp_path
 
 
-def cli(folder, *words, check=True, python=("-m", "yolox_loss_patch"), **kwargs):
-    """Run the command line in a folder; returns the finished process with its text."""
+def cli(folder, *words, check=True, python=("-m", "yolox_loss_patch"), **environ):
+    """Run the command line in a folder, with these environment variables; returns the finished process with its text."""
     done = subprocess.run(
         [sys.executable, *python, *map(str, words)],
         cwd=folder,
         text=True,
         capture_output=True,
         timeout=500,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        **kwargs,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environ},
     )
     if check:
         assert done.returncode == 0, done.stdout + done.stderr

@@ -23,3 +23,7 @@ class DataError(KitError, RuntimeError):
 
 class RunError(KitError, RuntimeError):
     """A run that cannot start or go on: a foreign folder or checkpoint, a loss that is not finite."""
+
+
+class NonFiniteError(RunError):
+    """Predictions or a loss that are not finite; the message names the terms."""

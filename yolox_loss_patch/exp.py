@@ -63,7 +63,8 @@ class LossExp:
             return inherited(args)
         from .train import Trainer
 
-        return Trainer(self, args)
+        # YOLOX's own main logs every Exception of a trainer and exits with 0.
+        return Trainer(self, args, exit_on_error=True)
 
     def random_resize(self, data_loader: Any, epoch: int, rank: int, is_distributed: bool) -> Any:
         """The base's next multi-scale input size (height, width).
@@ -219,8 +220,8 @@ def load_exp(exp_file: str | None = None, name: str | None = None) -> Any:
         if not hasattr(module, "Exp"):
             raise ConfigError(f"The experiment file {exp_file!r} has no class named 'Exp'.")
         exp = _make(module.Exp, exp_file)
-        # A file that does not name itself would share the folder "yolox_base" with every other.
-        if exp.exp_name == _base_name():
+        # A file that does not name its run would share a folder such as "yolox_base" with every other.
+        if "exp_name" not in path.read_text():
             exp.exp_name = path.stem
     elif name is not None:
         stem = name.replace("-", "_")
@@ -246,11 +247,6 @@ def adapt(exp: Any) -> Any:
         for key in KEYS:
             setattr(exp, key, getattr(exp, key))
     return exp
-
-
-def _base_name() -> str:
-    module = importlib.import_module("yolox.exp.yolox_base")
-    return Path(str(module.__file__)).stem
 
 
 def _load_module(path: Path) -> Any:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .assign import Assignment, host_assign
 from .config import LossConfig
+from .errors import NonFiniteError
 from .registry import TERMS, build_loss
 
 # YOLOX's fixed factor on the box loss; `loss_weight` of the iou term multiplies it.
@@ -69,17 +70,25 @@ class LossStage:
         cls_preds = outputs[:, :, 5:]
         x_shift, y_shift = torch.cat(x_shifts, 1), torch.cat(y_shifts, 1)
         stride = torch.cat(expanded_strides, 1)
-        found = host_assign(
-            head,
-            bbox_preds=bbox_preds,
-            obj_preds=obj_preds,
-            cls_preds=cls_preds,
-            labels=labels,
-            x_shifts=x_shift,
-            y_shifts=y_shift,
-            expanded_strides=stride,
-            imgs=imgs,
-        )
+        try:
+            found = host_assign(
+                head,
+                bbox_preds=bbox_preds,
+                obj_preds=obj_preds,
+                cls_preds=cls_preds,
+                labels=labels,
+                x_shifts=x_shift,
+                y_shifts=y_shift,
+                expanded_strides=stride,
+                imgs=imgs,
+            )
+        except (RuntimeError, IndexError) as error:
+            # The assignment is the first to stumble over NaN, in words that say nothing of it.
+            preds = {"iou": bbox_preds, "obj": obj_preds, "cls": cls_preds}
+            bad = [f"{term} (its predictions)" for term, pred in preds.items() if not torch.isfinite(pred).all()]
+            if bad:
+                raise NonFiniteError(", ".join(bad)) from error
+            raise
         rows = found.fg_mask.nonzero().squeeze(1)
         num_fg = max(found.num_fg, 1)
 

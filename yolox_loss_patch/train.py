@@ -33,7 +33,7 @@ from yolox.utils import MeterBuffer, ModelEMA, adjust_status, get_model_info, oc
 from . import hosts
 from .config import KEYS, LossConfig
 from .data import Prefetcher, check_dataset, file_names, open_data, seed_everything, training_loader
-from .errors import ConfigError, KitError, RunError
+from .errors import ConfigError, KitError, NonFiniteError, RunError
 from .evaluator import Evaluator
 from .exp import adapt, load_exp
 from .patch import stage_of
@@ -150,12 +150,14 @@ class Trainer(HostTrainer):  # type: ignore[misc]
     Args:
         exp: the experiment; one that is no ``LossExp`` is made one.
         args: the namespace of YOLOX's ``tools.train``; ``device`` besides (``auto`` when it is missing).
+        exit_on_error: end the process with status 1 on an error, for callers that would swallow it.
     """
 
-    def __init__(self, exp: Any, args: argparse.Namespace) -> None:
+    def __init__(self, exp: Any, args: argparse.Namespace, exit_on_error: bool = False) -> None:
         # YOLOX's own __init__ makes a CUDA scaler and a CUDA device, so its attributes are set here instead.
         self.exp = adapt(exp)
         self.args = args
+        self.exit_on_error = exit_on_error
         self.losses = LossConfig.from_exp(exp)
         _check_settings(exp, args)
         self.max_epoch = exp.max_epoch
@@ -199,6 +201,15 @@ class Trainer(HostTrainer):  # type: ignore[misc]
         Raises:
             KitError: what a user can mend; the record says ``failed``.
         """
+        try:
+            self._train()
+        except Exception as error:
+            if not self.exit_on_error:
+                raise
+            logger.opt(exception=None if isinstance(error, KitError) else error).error(str(error))
+            raise SystemExit(1) from error
+
+    def _train(self) -> None:
         if self.rank == 0:
             self._open_record()
         sinks = self._open_log()
@@ -412,7 +423,10 @@ class Trainer(HostTrainer):  # type: ignore[misc]
         images, targets = self.exp.preprocess(images, targets, self.input_size)
         data_done = time.perf_counter()
         with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_training):
-            outputs = self.model(images, targets)
+            try:
+                outputs = self.model(images, targets)
+            except NonFiniteError as error:
+                raise self._not_finite(str(error)) from error
         losses = self._check(outputs)
         self.optimizer.zero_grad()
         self.scaler.scale(outputs["total_loss"]).backward()
@@ -443,14 +457,17 @@ class Trainer(HostTrainer):  # type: ignore[misc]
         if bad or not math.isfinite(losses["total_loss"]):
             terms = {"iou_loss": "iou", "conf_loss": "obj", "cls_loss": "cls", "l1_loss": "l1"}
             named = ", ".join(f"{terms[name]} ({name} = {losses[name]})" for name in bad) or "the sum of the terms"
-            files = ", ".join(file_names(self.dataset, self.image_ids))
-            raise RunError(
-                f"The loss is not finite: {named} in epoch {self.epoch + 1}, iteration {self.iter + 1} of {self.max_iter}, "
-                f"images {files}. No step was made from it; the last good checkpoint is "
-                f"{self.folder / 'latest_ckpt.pth'} (epoch {self.epoch}). "
-                "Often the learning rate is too high for this loss: lower basic_lr_per_img or the term's loss_weight."
-            )
+            raise self._not_finite(named)
         return losses
+
+    def _not_finite(self, terms: str) -> RunError:
+        files = ", ".join(file_names(self.dataset, self.image_ids))
+        return RunError(
+            f"The loss is not finite: {terms} in epoch {self.epoch + 1}, iteration {self.iter + 1} of {self.max_iter}, "
+            f"images {files}. No step was made from it; the last good checkpoint is "
+            f"{self.folder / 'latest_ckpt.pth'} (epoch {self.epoch}). "
+            "Often the learning rate is too high for this loss: lower basic_lr_per_img or the term's loss_weight."
+        )
 
     def after_iter(self) -> None:
         """Progress in the log and TensorBoard, and the next input size."""

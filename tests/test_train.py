@@ -1,0 +1,317 @@
+"""Training: repeatable, resumable to the bit, honest about its end."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import EXP, assert_same, checkpoint, cli
+
+from yolox_loss_patch.record import read_metrics
+
+TRAIN = ("train", "-f", "tiny.py", "-b", "8", "--device", "cpu")
+
+
+def run_folder(work, name="tiny"):
+    return work / "YOLOX_outputs" / name
+
+
+def record(folder):
+    return json.loads((folder / "run.json").read_text())
+
+
+def crash_at(epoch, iteration=1):
+    """Lines for an experiment file: the process is killed as by ``kill -9`` in this epoch."""
+    return f"""
+    def preprocess(self, inputs, targets, tsize):
+        import os, signal
+        self.calls = getattr(self, "calls", 0) + 1
+        if os.environ.get("CRASH") and self.calls == {3 * (epoch - 1) + iteration}:
+            os.kill(os.getpid(), signal.{{signal}})
+        return super().preprocess(inputs, targets, tsize)
+"""
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, digits):
+    """Four epochs without a stop, with other losses; 3 iterations each."""
+    folder = tmp_path_factory.mktemp("straight")
+    (folder / "tiny.py").write_text(EXP.format(data=str(digits)))
+    done = cli(folder, *TRAIN, "loss_obj", "varifocal", "loss_iou", "ciou")
+    return folder, done
+
+
+LOSSES = ("loss_obj", "varifocal", "loss_iou", "ciou")
+
+
+def test_a_run_leaves_what_the_design_says(straight):
+    folder, done = straight
+    run = run_folder(folder)
+    facts = record(run)
+    assert facts["status"] == "finished" and facts["error"] is None and facts["epochs_done"] == 4
+    assert facts["losses"]["loss_obj"] == "varifocal"
+    assert facts["resolved_losses"]["obj"] == {
+        "type": "varifocal", "alpha": 0.75, "gamma": 2.0, "iou_weighted": True,
+        "loss_weight": 1.0, "reduction": "mean", "target": "iou",
+    }  # fmt: skip
+    assert facts["seed"] == 3 and facts["exp"]["max_epoch"] == 4 and facts["args"]["batch_size"] == 8
+    assert facts["data"]["train"]["images"] == 24 and len(facts["data"]["train"]["sha256"]) == 64
+    assert facts["host"]["get_losses"] and facts["versions"]["torch"] == torch.__version__
+    rows = read_metrics(run)
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    # every second epoch, and every one in the last no_aug_epochs, as YOLOX does it
+    assert [row["AP"] is not None for row in rows] == [False, True, True, True]
+    for row in rows:
+        assert row["total_loss"] == pytest.approx(
+            row["iou_loss"] + row["conf_loss"] + row["cls_loss"] + row["l1_loss"], rel=1e-5
+        )
+        assert 0 < row["fg_iou"] < 1 and 0 < row["obj_fg"] < 1 and 0 < row["obj_bg"] < 1 and row["seconds"] > 0
+    assert rows[0]["l1_loss"] == 0 and rows[2]["l1_loss"] > 0
+    for name in ("latest", "last_epoch", "last_mosaic_epoch"):
+        saved = checkpoint(run, name)
+        assert set(saved) == {"start_epoch", "model", "optimizer", "best_ap"}
+        assert type(saved["best_ap"]) is float
+    assert (run / "predictions.json.gz").is_file()
+    text = done.stderr
+    assert re.search(r"total_loss: \d+\.\d{4}, .*ETA: 0:\d\d:\d\d", text)
+    assert "mean foreground IoU" in text and "24 images" in text
+    assert "Warning" not in text and "Traceback" not in text, text
+    assert (run / "train_log.txt").read_text().count("ETA") == 12
+
+
+def test_tensorboard_has_yoloxs_tags(straight):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run_folder(straight[0]) / "tensorboard"))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    losses = ("total_loss", "iou_loss", "conf_loss", "cls_loss", "l1_loss", "lr", "fg_iou", "obj_fg", "obj_bg")
+    assert tags == {f"train/{name}" for name in losses} | {"val/COCOAP50", "val/COCOAP50_95"}
+
+
+def test_the_same_command_gives_the_same_weights_with_any_number_of_workers(straight, work):
+    cli(work, *TRAIN, *LOSSES, "data_num_workers", "2")
+    one, two = run_folder(straight[0]), run_folder(work)
+    assert_same(checkpoint(one)["model"], checkpoint(two)["model"])
+    strip = [{key: value for key, value in row.items() if key != "seconds"} for row in read_metrics(one)]
+    assert strip == [{key: value for key, value in row.items() if key != "seconds"} for row in read_metrics(two)]
+
+
+def test_another_seed_gives_other_weights(straight, work):
+    cli(work, *TRAIN, *LOSSES, "seed", "4", "max_epoch", "1")
+    one, two = checkpoint(run_folder(straight[0]))["model"], checkpoint(run_folder(work))["model"]
+    assert not torch.equal(one["head.obj_preds.0.bias"], two["head.obj_preds.0.bias"])
+
+
+@pytest.mark.parametrize("epoch,iteration,sign", [(3, 1, "SIGKILL"), (4, 2, "SIGKILL"), (3, 2, "SIGTERM")])
+def test_a_run_that_was_stopped_goes_on_exactly(straight, work, epoch, iteration, sign):
+    """Killed in an epoch, resumed: the weights of a run that was never stopped, bit for bit."""
+    with (work / "tiny.py").open("a") as file:
+        file.write(crash_at(epoch, iteration).format(signal=sign))
+    stopped = cli(work, *TRAIN, *LOSSES, check=False, CRASH="1")
+    run = run_folder(work)
+    if sign == "SIGKILL":
+        assert stopped.returncode == -signal.SIGKILL
+        assert record(run)["status"] == "running" and record(run)["pid"] > 0 and record(run)["started"]
+    else:
+        assert stopped.returncode == 130 and "--resume" in stopped.stderr
+        assert record(run)["status"] == "interrupted" and "SIGTERM" in record(run)["error"]
+    assert record(run)["epochs_done"] == epoch - 1
+    resumed = cli(work, *TRAIN, "--resume", *LOSSES)
+    assert "resumed exactly" in resumed.stderr
+    one, two = checkpoint(run_folder(straight[0])), checkpoint(run)
+    assert_same(one["model"], two["model"])
+    assert one["best_ap"] == two["best_ap"]
+    momentum = [state["momentum_buffer"] for state in one["optimizer"]["state"].values()]
+    other = [state["momentum_buffer"] for state in two["optimizer"]["state"].values()]
+    assert all(map(torch.equal, momentum, other))
+    assert record(run)["status"] == "finished" and record(run)["resumed"][0]["epoch"] == epoch - 1
+    rows = [read_metrics(run_folder(straight[0])), read_metrics(run)]
+    for row in (*rows[0], *rows[1]):
+        row.pop("seconds")
+    assert rows[0] == rows[1]
+
+
+def test_a_kill_between_the_two_files_of_a_checkpoint_loses_nothing(straight, work, monkeypatch):
+    """The state for resuming has two names, and one of them fits whatever ``latest_ckpt.pth`` is."""
+    import shutil
+
+    from yolox_loss_patch.train import Trainer
+
+    source, run = run_folder(straight[0]), work / "run"
+    shutil.copytree(source, run)
+    trainer = object.__new__(Trainer)
+    trainer.device = torch.device("cpu")
+    os.replace(run / "resume_state.pth", run / ".resume_state.pth.next")
+    torch.save({"epoch": 3, "model": {}}, run / "resume_state.pth")
+    assert trainer._resume_state(run / "latest_ckpt.pth", 4)["epoch"] == 4
+    assert trainer._resume_state(run / "latest_ckpt.pth", 3)["epoch"] == 3
+    assert trainer._resume_state(run / "latest_ckpt.pth", 2) is None
+
+
+def test_another_configuration_does_not_enter_the_folder(straight):
+    folder, _ = straight
+    before = checkpoint(run_folder(folder))["model"]
+    done = cli(folder, *TRAIN, "loss_obj", "varifocal", "loss_iou", "giou", check=False)
+    assert done.returncode == 2
+    assert "another configuration" in done.stderr and "ciou" in done.stderr and "-expn" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = cli(folder, *TRAIN, "--resume", *LOSSES, "basic_lr_per_img", "0.5", check=False)
+    assert done.returncode == 2 and "basic_lr_per_img" in done.stderr
+    assert_same(before, checkpoint(run_folder(folder))["model"])
+    assert record(run_folder(folder))["status"] == "finished"
+
+
+def test_a_foreign_folder_is_not_overwritten(work):
+    run = run_folder(work)
+    run.mkdir(parents=True)
+    (run / "best_ckpt.pth").write_bytes(b"precious")
+    done = cli(work, *TRAIN, check=False)
+    assert done.returncode == 2 and "without a record" in done.stderr
+    assert (run / "best_ckpt.pth").read_bytes() == b"precious"
+
+
+def test_a_folder_where_a_process_trains_is_left_alone(work):
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        run = run_folder(work)
+        run.mkdir(parents=True)
+        import socket
+
+        (run / "run.json").write_text(
+            json.dumps({"status": "running", "pid": sleeper.pid, "machine": socket.gethostname()})
+        )
+        done = cli(work, *TRAIN, check=False)
+        assert done.returncode == 2 and f"Process {sleeper.pid} is training" in done.stderr
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(straight, work):
+    """A broken image tensor: the run stops before the step, says what and where, and can go on from the last epoch."""
+    with (work / "tiny.py").open("a") as file:
+        file.write(
+            """
+    def preprocess(self, inputs, targets, tsize):
+        import os
+        self.calls = getattr(self, "calls", 0) + 1
+        if os.environ.get("CRASH") and self.calls == 8:
+            inputs = inputs * float("nan")
+        return super().preprocess(inputs, targets, tsize)
+"""
+        )
+    done = cli(work, *TRAIN, *LOSSES, check=False, CRASH="1")
+    assert done.returncode == 2
+    assert "iou (its predictions), obj" in done.stderr and "epoch 3, iteration 2 of 3" in done.stderr
+    assert len(re.findall(r"\d{12}\.jpg", done.stderr.split("not finite")[1])) >= 8
+    run = run_folder(work)
+    assert record(run)["status"] == "failed" and "not finite" in record(run)["error"]
+    assert all(torch.isfinite(value).all() for value in checkpoint(run)["model"].values())
+    cli(work, *TRAIN, "--resume", *LOSSES)
+    assert_same(checkpoint(run)["model"], checkpoint(run_folder(straight[0]))["model"])
+
+
+def test_a_loss_that_diverges_names_its_term(work):
+    """Finite predictions, but a sum that overflows fp32: the term and its value are named."""
+    done = cli(work, *TRAIN, "loss_obj.loss_weight", "1e38", check=False)
+    assert done.returncode == 2 and "obj (conf_loss = inf)" in done.stderr
+    assert "epoch 1, iteration 1 of 3" in done.stderr
+
+
+def test_a_crash_is_an_exit_status_and_a_record(work):
+    with (work / "tiny.py").open("a") as file:
+        file.write("\n    def preprocess(self, inputs, targets, tsize):\n        raise OSError('disk on fire')\n")
+    done = cli(work, *TRAIN, check=False)
+    assert done.returncode == 1 and "disk on fire" in done.stderr
+    assert record(run_folder(work))["status"] == "failed"
+    assert record(run_folder(work))["error"] == "OSError: disk on fire"
+
+
+def test_yoloxs_own_train_tool_runs_a_loss_exp_on_any_device_and_exits_honestly(work):
+    """The losses are there although nothing of the kit is on the command line."""
+    tool = ("-m", "yolox.tools.train")
+    cli(work, "-f", "tiny.py", "-b", "8", "-d", "1", "max_epoch", "1", "loss_iou", "giou", python=tool)
+    run = work / "YOLOX_outputs" / "yolox_nano"
+    assert record(run)["status"] == "finished" and record(run)["resolved_losses"]["iou"]["type"] == "giou"
+    with (work / "tiny.py").open("a") as file:
+        file.write("\n    def preprocess(self, inputs, targets, tsize):\n        raise OSError('disk on fire')\n")
+    words = ("-f", "tiny.py", "-b", "8", "-d", "1", "-expn", "two")
+    assert cli(work, *words, python=tool, check=False).returncode != 0
+
+
+def test_a_model_of_yolox_by_name_is_adapted(work, digits):
+    """``-n`` gives YOLOX's own Exp, which knows no loss_* keys."""
+    sizes = ("input_size", "96,96", "test_size", "96,96", "random_size", "3,3", "data_num_workers", "0")
+    words = ("data_dir", digits, "num_classes", "10", "max_epoch", "1", "print_interval", "1", *sizes)
+    cli(work, "train", "-n", "yolox-nano", "-b", "8", "loss_iou", "ciou", *words)
+    assert record(run_folder(work, "yolox_nano"))["resolved_losses"]["iou"]["type"] == "ciou"
+
+
+def test_two_workers_train_with_the_losses_in_each(work):
+    cli(work, *TRAIN, "-d", "2", *LOSSES, "max_epoch", "1")
+    run = run_folder(work)
+    assert record(run)["status"] == "finished"
+    assert "varifocal" in (run / "train_log_rank1.txt").read_text()
+    assert read_metrics(run)[0]["AP"] is not None
+
+
+def test_a_mistake_in_a_worker_ends_the_run(work):
+    with (work / "tiny.py").open("a") as file:
+        file.write(
+            "\n    def preprocess(self, inputs, targets, tsize):\n        import torch.distributed as dist\n"
+            "        return (inputs * float('nan') if dist.get_rank() == 1 else inputs), targets\n"
+        )
+    started = time.time()
+    done = cli(work, *TRAIN, "-d", "2", check=False)
+    assert done.returncode != 0 and time.time() - started < 200
+    assert record(run_folder(work))["status"] != "finished"
+
+
+def test_eval_gives_the_metrics_of_the_run(straight):
+    folder, _ = straight
+    done = cli(folder, "eval", "-f", "tiny.py", "-b", "8", "-c", "YOLOX_outputs/tiny/last_epoch_ckpt.pth")
+    last = read_metrics(run_folder(folder))[-1]
+    printed = re.search(r"IoU=0.50:0.95 \| area=   all \| maxDets=100 \] = (\S+)", done.stdout).group(1)
+    assert float(printed) == pytest.approx(last["AP"], abs=6e-4)
+
+
+def test_fine_tuning_from_another_class_count(straight, work, digits):
+    path = run_folder(straight[0]) / "latest_ckpt.pth"
+    text = (work / "tiny.py").read_text().replace("self.num_classes = 10", "self.num_classes = 12")
+    (work / "tiny.py").write_text(text)
+    done = cli(work, *TRAIN, "-c", path, "max_epoch", "1")
+    assert "another class count" in done.stderr and "10 categories" in done.stderr
+
+
+def test_a_checkpoint_of_another_model_is_refused(straight, work):
+    path = run_folder(straight[0]) / "latest_ckpt.pth"
+    for words in (("-c", path), ("-c", path, "--resume")):
+        done = cli(work, *TRAIN[:-2], "--device", "cpu", *words, "-expn", f"x{len(words)}", "width", "0.5", check=False)
+        assert done.returncode == 2 and "of another model" in done.stderr and "Traceback" not in done.stderr
+    (work / "noise.pth").write_bytes(b"not a checkpoint")
+    done = cli(work, *TRAIN, "-c", "noise.pth", check=False)
+    assert done.returncode == 2 and "cannot be read as a checkpoint" in done.stderr
+    done = cli(work, *TRAIN, "-expn", "new", "--resume", check=False)
+    assert done.returncode == 2 and "nothing to resume" in done.stderr
+
+
+def test_a_checkpoint_as_yolox_writes_it_is_read(tmp_path):
+    """With the best AP as a numpy scalar, which torch's safe loading refuses."""
+    from yolox_loss_patch.errors import RunError
+    from yolox_loss_patch.train import load_checkpoint
+
+    path = tmp_path / "stock_ckpt.pth"
+    torch.save({"start_epoch": 2, "model": {"w": torch.ones(1)}, "best_ap": np.float64(0.25)}, path)
+    with pytest.raises(Exception, match=r"[Ww]eights"):
+        torch.load(path, weights_only=True)
+    assert load_checkpoint(path)["best_ap"] == 0.25
+    torch.save({"w": torch.ones(1)}, path)
+    with pytest.raises(RunError, match="no 'model'"):
+        load_checkpoint(path)
