@@ -33,7 +33,7 @@ class Exp(ylp.LossExp, BaseExp):
         self.max_epoch = 30
         self.warmup_epochs = 2
         self.no_aug_epochs = 5
-        self.basic_lr_per_img = 0.01 / 16
+        self.basic_lr_per_img = 0.01 / 8
         self.eval_interval = 5
         self.print_interval = 5
         self.save_history_ckpt = False
