@@ -61,15 +61,17 @@ def _host_parser(tool: str, words: list[str]) -> argparse.Namespace:
 
 
 def _train(words: list[str]) -> None:
+    args = _host_parser("train", words)  # before the import below, which needs YOLOX
     from .train import run
 
-    run(_host_parser("train", words))
+    run(args)
 
 
 def _eval(words: list[str]) -> None:
+    args = _host_parser("eval", words)
     from .train import evaluate
 
-    evaluate(_host_parser("eval", words))
+    evaluate(args)
 
 
 def _compare(words: list[str]) -> None:

@@ -1,0 +1,175 @@
+"""Data: items that depend on their place only, and clear words for data that cannot be trained on."""
+
+import json
+import random
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import load_script
+
+from yolox_loss_patch import cli
+from yolox_loss_patch.data import training_loader
+from yolox_loss_patch.exp import load_exp
+
+
+def loader_of(work, **kwargs):
+    exp = load_exp(str(work / "tiny.py"))
+    exp.merge(["data_num_workers", str(kwargs.pop("workers", 0))])
+    loader = exp.get_data_loader(batch_size=8, is_distributed=False)
+    options = {"seed": 1, "rank": 0, "start": 0, "mosaic_until": 100, "pin_memory": False}
+    return training_loader(loader, **{**options, **kwargs})
+
+
+def take(loader, count):
+    batches = iter(loader)
+    return [next(batches) for _ in range(count)]
+
+
+def same(one, other):
+    return all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(one[:2], other[:2], strict=True))
+
+
+def test_batches_repeat_with_any_number_of_workers_and_from_any_start(work):
+    first = take(loader_of(work), 6)
+    assert not same(first[0], first[3])
+    assert all(map(same, first, take(loader_of(work, workers=2), 6)))
+    assert all(map(same, first[4:], take(loader_of(work, start=4, workers=1), 2)))
+    assert not same(first[0], take(loader_of(work, seed=2), 1)[0])
+    assert not same(first[0], take(loader_of(work, rank=1), 1)[0])
+
+
+def test_making_items_leaves_the_process_own_streams_alone(work):
+    def draws():
+        return random.random(), np.random.rand(), float(torch.rand(()))
+
+    batches = iter(loader_of(work))
+    next(batches)
+    for seeded in (random.seed, np.random.seed, torch.manual_seed):
+        seeded(5)
+    expected = draws()
+    for seeded in (random.seed, np.random.seed, torch.manual_seed):
+        seeded(5)
+    next(batches)
+    assert draws() == expected
+
+
+def test_mosaic_ends_at_its_batch_however_far_the_workers_read_ahead(work):
+    """A mosaic of 96 px pictures of a few digits shows the seams' grey; without it an image is its file."""
+    exp = load_exp(str(work / "tiny.py"))
+    exp.merge(["mosaic_prob", "1.0", "hsv_prob", "0.0", "flip_prob", "0.0"])
+    loader = exp.get_data_loader(batch_size=8, is_distributed=False)
+    batches = training_loader(loader, seed=1, rank=0, start=0, mosaic_until=3, pin_memory=False)
+    from cv2 import imread
+
+    coco = loader.dataset._dataset.coco
+    folder = f"{exp.data_dir}/train2017/"
+    for number, (images, _, _, ids) in enumerate(take(batches, 5)):
+        file = imread(folder + coco.imgs[int(ids[0])]["file_name"]).transpose(2, 0, 1).astype(np.float32)
+        assert np.array_equal(images[0].numpy(), file) == (number >= 3)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def edit(path, change):
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def train(*words):
+    return cli.main(["train", "-f", "tiny.py", "-b", "8", "--device", "cpu", *map(str, words)])
+
+
+def annotations(data):
+    return data / "annotations" / "instances_train2017.json"
+
+
+def first_image(data):
+    return sorted((data / "train2017").glob("*.jpg"))[0]
+
+
+# what is done to the data, overrides, words of the answer
+BAD = {
+    "no folder": (lambda data: shutil.rmtree(data), [], ["data folder", "does not exist", "self.data_dir"]),
+    "no annotation file": (lambda data: annotations(data).unlink(), [], ["annotation file", "self.train_ann", "instances_val2017"]),
+    "no json": (lambda data: annotations(data).write_text("{"), [], ["not readable JSON"]),
+    "no coco": (lambda data: annotations(data).write_text('{"images": []}'), [], ["no 'annotations'"]),
+    "no image": (lambda data: first_image(data).unlink(), [], ["image", "does not exist", "000000000001.jpg"]),
+    "unreadable image": (lambda data: first_image(data).write_bytes(b"no image"), [], ["not an image that OpenCV can read", "000000000001.jpg"]),
+    "classes": (lambda data: None, ["num_classes", 3], ["10 categories", "num_classes = 3", "Set self.num_classes = 10"]),
+    "class id": (
+        lambda data: edit(annotations(data), lambda coco: coco["annotations"][0].update(category_id=77)),
+        [],
+        ["category 77"],
+    ),
+    "no area": (lambda data: edit(annotations(data), lambda coco: coco["annotations"][3].pop("area")), [], ["has no 'area'"]),
+    "no box": (lambda data: edit(annotations(data), lambda coco: coco.update(annotations=[])), [], ["nothing to learn"]),
+    "batch": (lambda data: None, ["max_epoch", 0], ["max_epoch", "at least 1"]),
+    "size": (lambda data: None, ["input_size", "100,96"], ["multiples of 32"]),
+    "key": (lambda data: None, ["max_epohc", 3], ["Did you mean 'max_epoch'"]),
+    "loss": (lambda data: None, ["loss_iou", "coiu"], ["Did you mean 'ciou'"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_clear_message(work, digits, monkeypatch, capsys, case):
+    damage, words, answers = BAD[case]
+    shutil.copytree(digits, work / "data")
+    damage(work / "data")
+    monkeypatch.chdir(work)
+    assert train("data_dir", work / "data", *words) == 2
+    error = capsys.readouterr().err
+    for answer in answers:
+        assert answer in error, error
+    assert "Traceback" not in error
+    assert error.rstrip().splitlines()[-1].startswith("error: ")
+
+
+def test_a_truncated_image_stops_the_run_with_its_name(work, digits, monkeypatch, capsys):
+    """Its first bytes are an image's, so that only decoding it tells."""
+    shutil.copytree(digits, work / "data")
+    image = first_image(work / "data")
+    image.write_bytes(image.read_bytes()[:40])
+    monkeypatch.chdir(work)
+    for workers in (0, 1):
+        words = ["-expn", f"run{workers}", "data_dir", work / "data", "data_num_workers", workers]
+        assert train(*words) == 2
+        error = capsys.readouterr().err
+        assert image.name in error and "cannot be read" in error and "Traceback" not in error.splitlines()[-1]
+
+
+def test_odd_boxes_train_fine_and_are_counted(work, digits, monkeypatch, capsys):
+    """Boxes of zero size, with the centre outside, and images without any."""
+    shutil.copytree(digits, work / "data")
+
+    def damage(coco):
+        coco["annotations"][0]["bbox"][2:] = [0, 0]
+        coco["annotations"][1]["bbox"][:2] = [500, 500]
+        coco["annotations"][2]["bbox"][2:] = [0, 9]
+        gone = coco["images"][5]["id"]
+        coco["annotations"] = [item for item in coco["annotations"] if item["image_id"] != gone]
+
+    edit(annotations(work / "data"), damage)
+    empty = {item["id"] for item in json.loads(annotations(work / "data").read_text())["images"]} - {
+        item["image_id"] for item in json.loads(annotations(work / "data").read_text())["annotations"]
+    }
+    monkeypatch.chdir(work)
+    assert train("data_dir", work / "data", "max_epoch", 1) == 0
+    log = capsys.readouterr().err
+    assert "2 of zero size, 1 with the centre outside" in log
+    facts = json.loads((work / "YOLOX_outputs/tiny/run.json").read_text())["data"]["train"]
+    assert facts["boxes_of_zero_size"] == 2 and facts["boxes_with_centre_outside"] == 1
+    assert facts["images_without_boxes"] >= len(empty) >= 1
+
+
+def test_the_digits_are_the_same_bytes_again(tmp_path):
+    digits = load_script("make_digits")
+    prints = []
+    for name in ("a", "b"):
+        digits.make(tmp_path / name, train=6, val=4, size=96, seed=2)
+        prints.append(digits.fingerprint(tmp_path / name))
+    digits.make(tmp_path / "c", train=6, val=4, size=96, seed=3)
+    assert prints[0] == prints[1] != digits.fingerprint(tmp_path / "c")
