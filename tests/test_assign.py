@@ -158,8 +158,8 @@ def test_of_equal_boxes_the_first_owns_the_anchors(rule: Rule) -> None:
 
 # ---- against the rule in scalars
 def test_the_rules_of_the_known_hosts() -> None:
-    assert RULE_0_3_0 == Rule(radius=2.5, in_box=True, penalty=1e5)
-    assert RULE_MAIN == Rule(radius=1.5, in_box=False, penalty=1e6)
+    assert Rule(radius=2.5, in_box=True, penalty=1e5) == RULE_0_3_0
+    assert Rule(radius=1.5, in_box=False, penalty=1e6) == RULE_MAIN
 
 
 def slow_assign(rule: Rule, batch: dict[str, Tensor], i: int) -> tuple[dict[int, int], float]:

@@ -75,4 +75,4 @@ def test_what_is_no_run_is_answered(runs, tmp_path, case, capsys):
         compare([str(runs / "stock"), str(folder)])
     assert command.main(["compare", str(runs / "stock"), str(folder)]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and "stock" in error or case == "twins"
+    assert (error.startswith("error: ") and "stock" in error) or case == "twins"

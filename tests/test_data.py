@@ -94,11 +94,19 @@ def first_image(data):
 # what is done to the data, overrides, words of the answer
 BAD = {
     "no folder": (lambda data: shutil.rmtree(data), [], ["data folder", "does not exist", "self.data_dir"]),
-    "no annotation file": (lambda data: annotations(data).unlink(), [], ["annotation file", "self.train_ann", "instances_val2017"]),
+    "no annotation file": (
+        lambda data: annotations(data).unlink(),
+        [],
+        ["annotation file", "self.train_ann", "instances_val2017"],
+    ),
     "no json": (lambda data: annotations(data).write_text("{"), [], ["not readable JSON"]),
     "no coco": (lambda data: annotations(data).write_text('{"images": []}'), [], ["no 'annotations'"]),
     "no image": (lambda data: first_image(data).unlink(), [], ["image", "does not exist", "000000000001.jpg"]),
-    "unreadable image": (lambda data: first_image(data).write_bytes(b"no image"), [], ["not an image that OpenCV can read", "000000000001.jpg"]),
+    "unreadable image": (
+        lambda data: first_image(data).write_bytes(b"no image"),
+        [],
+        ["not an image that OpenCV can read", "000000000001.jpg"],
+    ),
     "classes": (lambda data: None, ["num_classes", 3], ["10 categories", "num_classes = 3", "Set self.num_classes = 10"]),
     "class id": (
         lambda data: edit(annotations(data), lambda coco: coco["annotations"][0].update(category_id=77)),
@@ -126,6 +134,15 @@ def test_bad_input_is_one_clear_message(work, digits, monkeypatch, capsys, case)
         assert answer in error, error
     assert "Traceback" not in error
     assert error.rstrip().splitlines()[-1].startswith("error: ")
+
+
+def test_a_mistake_does_not_keep_the_folder(work, digits, monkeypatch):
+    """A run that failed before its first checkpoint leaves nothing to protect."""
+    monkeypatch.chdir(work)
+    assert train("data_dir", work / "nowhere") == 2
+    assert json.loads((work / "YOLOX_outputs/tiny/run.json").read_text())["status"] == "failed"
+    assert train("max_epoch", 1) == 0
+    assert json.loads((work / "YOLOX_outputs/tiny/run.json").read_text())["status"] == "finished"
 
 
 def test_a_truncated_image_stops_the_run_with_its_name(work, digits, monkeypatch, capsys):

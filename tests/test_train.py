@@ -123,6 +123,8 @@ def test_a_run_that_was_stopped_goes_on_exactly(straight, work, epoch, iteration
         assert stopped.returncode == 130 and "--resume" in stopped.stderr
         assert record(run)["status"] == "interrupted" and "SIGTERM" in record(run)["error"]
     assert record(run)["epochs_done"] == epoch - 1
+    again = cli(work, *TRAIN, *LOSSES, check=False)  # --resume forgotten: nothing may be lost
+    assert again.returncode == 2 and "--resume" in again.stderr
     resumed = cli(work, *TRAIN, "--resume", *LOSSES)
     assert "resumed exactly" in resumed.stderr
     one, two = checkpoint(run_folder(straight[0])), checkpoint(run)
@@ -272,6 +274,17 @@ def test_a_mistake_in_a_worker_ends_the_run(work):
     done = cli(work, *TRAIN, "-d", "2", check=False)
     assert done.returncode != 0 and time.time() - started < 200
     assert record(run_folder(work))["status"] != "finished"
+
+
+def test_half_precision_on_cpu_is_bf16(work):
+    """Finite, and near the fp32 run: YOLOX decodes its boxes in half precision, which the losses cannot mend."""
+    rows = []
+    for name, words in (("half", ["--fp16"]), ("full", [])):
+        cli(work, *TRAIN, *words, "-expn", name, *LOSSES, "max_epoch", "2")
+        rows.append(read_metrics(run_folder(work, name))[0])
+    for column in ("iou_loss", "conf_loss", "cls_loss", "fg_iou"):
+        assert rows[0][column] != rows[1][column]
+        assert rows[0][column] == pytest.approx(rows[1][column], rel=0.2)
 
 
 def test_eval_gives_the_metrics_of_the_run(straight):

@@ -40,7 +40,7 @@ LOG_FLOOR = -100.0  # F.binary_cross_entropy never lets a logarithm go below
 DEFAULT_MEMORY_BUDGET = 256 * 1024**2
 VECTOR = 64  # elements, a multiple of every CPU's vector length
 SERIAL = 32768  # element-wise operations on fewer elements than that run in one thread
-CACHE_BYTES = 512 * 1024  # on a CPU, a chain of element-wise steps is fastest on pieces that stay in the cache
+CACHE_BYTES = 512 * 1024  # on a CPU, element-wise steps are fastest on pieces that stay in each thread's cache
 
 
 @dataclass
@@ -298,6 +298,10 @@ def _boxes_per_image(labels: Tensor) -> Tensor:
     return (labels.sum(dim=2) > 0).sum(dim=1)
 
 
+def _cache_bytes() -> int:
+    return CACHE_BYTES * torch.get_num_threads()
+
+
 def _sides(boxes: Tensor) -> _Sides:
     """Sides of (..., 4) boxes in (cx, cy, w, h), operation by operation as the host's `bboxes_iou` takes them."""
     cx, cy, w, h = boxes.unbind(-1)
@@ -384,8 +388,9 @@ def _assign_sparse(scene: _Scene, levels: list[_Level]) -> Assignment:
     last, following = best.gather(1, (k - 1).clamp(min=0)[:, None]), best.gather(1, k[:, None])
     doubt_row = cost.new_zeros(len(k)).scatter_reduce_(0, pairs.row, doubt, "amax")
     # a row is hard if pairs with a penalty come in, or if rounding or a tie decides about the last one
-    sure = (last < rule.penalty) & (following - last > 2 * doubt_row[:, None]) | (k == 0)[:, None]
-    hard = (~sure).squeeze(1).nonzero().squeeze(1)
+    last, following = last.squeeze(1), following.squeeze(1)
+    sure = (last + doubt_row < rule.penalty) & (following - last > 2 * doubt_row) | (k == 0)
+    hard = (~sure).nonzero().squeeze(1)
     matched_row, matched_anchor = [], []
     if len(hard):
         taken[hard] = False
@@ -506,7 +511,7 @@ def _dynamic_k(truth: _Truth, pred: _Sides, bounds: list[int]) -> Tensor:
         if not candidates:
             continue
         mine = pred.at(slice(bounds[i], bounds[i + 1]))
-        block = max(1, CACHE_BYTES // (candidates * pred.area.element_size()))
+        block = max(1, _cache_bytes() // (candidates * pred.area.element_size()))
         for begin in range(truth.starts[i], truth.starts[i + 1], block):
             end = min(begin + block, truth.starts[i + 1])
             iou = _iou(truth.sides.at((slice(begin, end), None)), mine)
@@ -530,7 +535,7 @@ class _Costs:
         """Make the class sums of the anchors in a (B * A,) mask known."""
         missing = (wanted & ~self.known).nonzero().squeeze(1)
         classes = max(1, self.scene.cls.shape[1])
-        for piece in missing.split(max(1, CACHE_BYTES // (classes * self.sums.element_size()))):
+        for piece in missing.split(max(1, _cache_bytes() // (classes * self.sums.element_size()))):
             self.sums[piece] = _log_not(_prob(self.scene, piece)).sum(1).neg_()
         self.known |= wanted
 
@@ -630,11 +635,12 @@ class _Costs:
             penalty[position[unfined]] = 0.0
             total = cost + penalty
             # A penalty swallows most of the digits, so that many costs tie, and which of them topk takes depends on
-            # all the others. Hence every cost near the edge whose last digit is not certain is made the host's own.
+            # all the others. Hence every cost that may be the k-th and whose digits are not all certain is made the
+            # host's own.
             low, high = (cost - doubt).add_(penalty), (cost + doubt).add_(penalty)
-            edge = total.topk(count, largest=False).values[-1]
-            gap = high - low
-            unsure = ((gap > 0) & (low <= edge + gap) & (high >= edge - gap)).nonzero().squeeze(1)
+            edge_low = low.topk(count, largest=False).values[-1]
+            edge_high = high.topk(count, largest=False).values[-1]
+            unsure = ((low < high) & (low <= edge_high) & (high >= edge_low)).nonzero().squeeze(1)
             if len(unsure):
                 row = torch.full_like(unsure, r)
                 total[unsure] = self.exact(row, anchor[unsure], penalty[unsure])
@@ -666,10 +672,11 @@ def _settle(
         return owner
     inf = float("inf")
     here = contested[pairs.anchor].nonzero().squeeze(1)
-    row, anchor, cost, doubt = pairs.row[here], pairs.anchor[here], cost[here], doubt[here]
-    lowest = cost.new_full((total,), inf).scatter_reduce_(0, anchor, cost, "amin")
+    row, anchor = pairs.row[here], pairs.anchor[here]
+    low, high = cost[here] - doubt[here], cost[here] + doubt[here]
+    ceiling = low.new_full((total,), inf).scatter_reduce_(0, anchor, high, "amin")  # of an anchor's lowest cost
     # where nobody holds the anchor without penalty, every box of the image is a bidder
-    open_to_all = (contested & (lowest >= scene.rule.penalty)).nonzero().squeeze(1)
+    open_to_all = (contested & (ceiling >= scene.rule.penalty)).nonzero().squeeze(1)
     if len(open_to_all):
         image = torch.div(open_to_all, scene.anchors, rounding_mode="floor")
         starts = torch.tensor(truth.starts)
@@ -677,21 +684,21 @@ def _settle(
         which = torch.repeat_interleave(number)
         more_row = starts[image][which] + torch.arange(len(which)) - (number.cumsum(0) - number)[which]
         more_anchor = open_to_all[which]
-        more_cost, more_doubt = costs.of_pairs(more_row, more_anchor)
+        cost, doubt = costs.of_pairs(more_row, more_anchor)
         penalty = costs.penalty(more_row, more_anchor)
-        more_doubt = torch.maximum(more_doubt, 2 * torch.finfo(scene.dtype).eps * penalty)
         row, anchor = torch.cat([row, more_row]), torch.cat([anchor, more_anchor])
-        cost, doubt = torch.cat([cost, more_cost + penalty]), torch.cat([doubt, more_doubt])
-        lowest.scatter_reduce_(0, anchor, cost, "amin")
-    close = (cost - 2 * doubt <= lowest[anchor]).nonzero().squeeze(1)
-    row, anchor, cost = row[close], anchor[close], cost[close]
-    unsure = (torch.bincount(anchor, minlength=total)[anchor] > 1).nonzero().squeeze(1)
-    if len(unsure):
+        low = torch.cat([low, (cost - doubt).add_(penalty)])
+        high = torch.cat([high, (cost + doubt).add_(penalty)])
+        ceiling.scatter_reduce_(0, anchor, high, "amin")
+    close = (low <= ceiling[anchor]).nonzero().squeeze(1)
+    row, anchor = row[close], anchor[close]
+    unsure = torch.bincount(anchor, minlength=total)[anchor] > 1
+    if bool(unsure.any()):
         r, a = row[unsure], anchor[unsure]
-        cost[unsure] = costs.exact(r, a, costs.penalty(r, a))
-        lowest.fill_(inf).scatter_reduce_(0, anchor, cost, "amin")
-        cheapest = (cost == lowest[anchor]).nonzero().squeeze(1)
-        row, anchor = row[cheapest], anchor[cheapest]
+        exact = costs.exact(r, a, costs.penalty(r, a))
+        lowest = ceiling.fill_(inf).scatter_reduce_(0, a, exact, "amin")
+        cheapest = exact == lowest[a]
+        row, anchor = torch.cat([row[~unsure], r[cheapest]]), torch.cat([anchor[~unsure], a[cheapest]])
     first = torch.full((total,), truth.starts[-1]).scatter_reduce_(0, anchor, row, "amin")
     return torch.where(contested, first, owner)
 

@@ -183,8 +183,8 @@ def draw(runs: list[Run], path: Path) -> None:
             axes.legend(fontsize=8)
     for row, (image, boxes) in enumerate(pictures, start=2):
         width = 12 // max(len(boxes), 1)
-        for column, (title, shapes) in enumerate(boxes):
-            axes = figure.add_subplot(grid[row, column * width : (column + 1) * width])
+        for place, (title, shapes) in enumerate(boxes):
+            axes = figure.add_subplot(grid[row, place * width : (place + 1) * width])
             axes.imshow(image)
             axes.set_title(title, fontsize=10)
             axes.set_axis_off()

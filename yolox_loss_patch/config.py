@@ -73,7 +73,7 @@ class LossConfig:
         return {item.name: copy.deepcopy(getattr(self, item.name)) for item in fields(self)}
 
     def resolved(self) -> dict[str, dict[str, Any]]:
-        """term -> its loss with every knob spelt out."""
+        """Term -> its loss with every knob spelt out."""
         return {term: resolve(term, getattr(self, f"loss_{term}")) for term in TERMS}
 
     def __eq__(self, other: object) -> bool:

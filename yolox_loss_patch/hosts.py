@@ -65,7 +65,7 @@ def yolox() -> Any:
 def head_class() -> type[Any]:
     """The host's ``YOLOXHead``."""
     yolox()
-    return importlib.import_module("yolox.models").YOLOXHead  # type: ignore[no-any-return]
+    return importlib.import_module("yolox.models").YOLOXHead
 
 
 def check_get_losses(function: Callable[..., Any]) -> str:
@@ -105,7 +105,7 @@ def default_data_dir() -> str:
 
 def postprocess() -> Callable[..., Any]:
     """The host's score threshold and NMS."""
-    return importlib.import_module("yolox.utils").postprocess  # type: ignore[no-any-return]
+    return importlib.import_module("yolox.utils").postprocess
 
 
 def is_coco_evaluator(evaluator: Any) -> bool:

@@ -123,7 +123,7 @@ class RunRecord:
 
     def keep_epochs(self, epochs: int) -> None:
         """Drop the rows of ``metrics.csv`` after this epoch: the run goes on from there."""
-        rows = [row for row in read_metrics(self.folder) if row.get("epoch") is not None and row["epoch"] <= epochs]
+        rows = [row for row in read_metrics(self.folder) if (row["epoch"] or 0) <= epochs]
         self._write_rows(rows)
 
     def add_epoch(self, row: Mapping[str, float | None]) -> None:

@@ -115,7 +115,7 @@ class LossStage:
         return loss, loss_iou, loss_obj, loss_cls, loss_l1, num_fg / max(found.num_gt, 1)
 
     def _term(self, term: str, pred: Tensor, target: Tensor, num_fg: int) -> Tensor:
-        return self.losses[term](pred, target, avg_factor=num_fg if self.divided[term] else None)  # type: ignore[no-any-return]
+        return self.losses[term](pred, target, avg_factor=num_fg if self.divided[term] else None)
 
     def _obj_targets(self, found: Assignment, rows: Tensor) -> Tensor:
         """``(B*A, 1)``: 1 on foreground, or the IoU of the matched box."""

@@ -81,7 +81,7 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
     # YOLOX writes its best AP as a numpy scalar, which torch >= 2.6 does not load by itself.
     multiarray = getattr(np, "_core", None) or np.core
     scalar = [(multiarray.multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    kinds = [np.dtype, *(type(np.dtype(kind)) for kind in (np.float64, np.float32))]
+    kinds: list[Any] = [np.dtype, *(type(np.dtype(kind)) for kind in (np.float64, np.float32))]
     try:
         with torch.serialization.safe_globals([*scalar, *kinds]):
             checkpoint = torch.load(path, map_location=device, weights_only=True)
@@ -144,7 +144,7 @@ def settings(exp: Any) -> dict[str, Any]:
     return {key: plain(value) for key, value in vars(exp).items() if not key.startswith("_") and key not in hidden}
 
 
-class Trainer(HostTrainer):  # type: ignore[misc]
+class Trainer(HostTrainer):
     """YOLOX's trainer without its assumptions: any device, exact resume, a record, a loss that must stay finite.
 
     Args:
@@ -216,7 +216,8 @@ class Trainer(HostTrainer):  # type: ignore[misc]
         try:
             with _signals(self.rank == 0):
                 self.before_train()
-                for self.epoch in range(self.start_epoch, self.max_epoch):
+                for epoch in range(self.start_epoch, self.max_epoch):
+                    self.epoch = epoch
                     self.before_epoch()
                     self.train_in_iter()
                     self.after_epoch()
@@ -251,10 +252,11 @@ class Trainer(HostTrainer):  # type: ignore[misc]
             "machine": socket.gethostname(),
             "epochs_done": 0,
         }  # fmt: skip
-        if before is not None and before["status"] == "running" and before.get("pid") != os.getpid():
-            if before.get("machine") == facts["machine"] and is_alive(before.get("pid")):
-                raise RunError(f"Process {before['pid']} is training in {self.folder} right now; choose another -expn.")
-        differences = _differences(before, facts) if before else []
+        other = before is not None and before["status"] == "running" and before.get("pid") != os.getpid()
+        if before and other and before.get("machine") == facts["machine"] and is_alive(before.get("pid")):
+            raise RunError(f"Process {before['pid']} is training in {self.folder} right now; choose another -expn.")
+        holds_weights = any(self.folder.glob("*_ckpt.pth"))
+        differences = _differences(before, facts) if before and holds_weights else []
         if self.args.resume:
             differences = [line for line in differences if not line.startswith("max_epoch:")]
         if differences:
@@ -262,7 +264,12 @@ class Trainer(HostTrainer):  # type: ignore[misc]
                 f"{self.folder} holds a run of another configuration: {'; '.join(differences)}. Choose another folder with "
                 "-expn NAME, or remove this one."
             )
-        if before is None and not self.args.resume and list(self.folder.glob("*_ckpt.pth")):
+        if before and holds_weights and not self.args.resume and before["status"] != "finished":
+            raise RunError(
+                f"{self.folder} holds this run, {before['status']} after epoch {before.get('epochs_done')}. Go on with "
+                "--resume; or choose another folder with -expn NAME, or remove this one, to start anew."
+            )
+        if before is None and not self.args.resume and holds_weights:
             raise RunError(
                 f"{self.folder} holds checkpoints of a run without a record, which would be overwritten. Choose another "
                 "folder with -expn NAME, or remove this one."
@@ -620,7 +627,7 @@ class Trainer(HostTrainer):  # type: ignore[misc]
         self.scaler.load_state_dict(state["scaler"])
         self.input_size = tuple(state["input_size"])
         logger.info(f"resumed exactly from {path} (epoch {self.start_epoch})")
-        return checkpoint["model"]  # type: ignore[no-any-return]
+        return checkpoint["model"]
 
     def _resume_state(self, path: Path, epoch: int) -> dict[str, Any] | None:
         for name in (STATE, f".{STATE}.next"):
@@ -662,13 +669,14 @@ def _check_settings(exp: Any, args: argparse.Namespace) -> None:
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What two records of one folder disagree in, as text."""
     lines = []
-    pairs = [("", before.get("exp", {}), now["exp"]), ("", before.get("resolved_losses", {}), now["resolved_losses"])]
-    arguments = ("batch_size", "fp16", "ckpt")
+    pairs = [(before.get(part, {}), now[part]) for part in ("exp", "resolved_losses")]
     if not now["args"].get("resume"):
-        pairs.append(("", *({key: side["args"].get(key) for key in arguments} for side in (before, now))))
-    for _, old, new in pairs:
-        for key in sorted({*old, *new} - set(_FREE)):
-            if key != "random_size" and plain(old.get(key)) != plain(new.get(key)):
+        arguments = ("batch_size", "fp16", "ckpt")
+        old, new = ({key: side.get("args", {}).get(key) for key in arguments} for side in (before, now))
+        pairs.append((old, new))
+    for old, new in pairs:
+        for key in sorted({*old, *new} - {*_FREE, "random_size"}):  # YOLOX sets random_size on the way
+            if plain(old.get(key)) != plain(new.get(key)):
                 lines.append(f"{key}: {old.get(key)!r} there, {new.get(key)!r} now")
     return lines
 
@@ -737,7 +745,7 @@ def _workers(args: argparse.Namespace) -> int:
         raise RunError(f"-d {args.devices} asks for more GPUs than there are ({torch.cuda.device_count()}).")
     if device == "mps" and args.devices > 1:
         raise RunError("MPS has one device; use -d 1.")
-    return args.devices  # type: ignore[no-any-return]
+    return args.devices
 
 
 def _free_port() -> int:
