@@ -178,6 +178,7 @@ def draw(runs: list[Run], path: Path) -> None:
             axes.set_yscale("log")
         axes.set_title(title if note is None else f"{title}\n({note})", fontsize=10)
         axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         if number == 0:
             axes.legend(fontsize=8)
