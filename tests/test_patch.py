@@ -39,7 +39,7 @@ def assert_equal_runs(one, other):
         assert stock is None or torch.equal(stock, ours)
 
 
-@pytest.mark.parametrize("batch,size,classes,boxes,use_l1", CASES[::3] + CASES[1::7])
+@pytest.mark.parametrize("batch,size,classes,boxes,use_l1", CASES[::4] + CASES[2::9])
 def test_default_losses_are_stock_to_the_bit(batch, size, classes, boxes, use_l1):
     head = make_head(classes, seed=batch, use_l1=use_l1)
     inputs = make_batch(batch, *size, classes, boxes, seed=boxes)
@@ -50,6 +50,38 @@ def test_default_losses_are_stock_to_the_bit(batch, size, classes, boxes, use_l1
     with ylp.patched():
         assert_equal_runs(stock, run_head(head, inputs))
     assert_equal_runs(stock, run_head(head, inputs))
+
+
+def test_the_hosts_assignment_is_left_aside_only_when_its_code_is_known(monkeypatch):
+    def broken(*args, **kwargs):
+        raise AssertionError("the host's own assignment was asked")
+
+    head, inputs = make_head(), make_batch()
+    stock = run_head(head, inputs)
+    ylp.patch_model(head, {"loss_assign": "host"})
+    assert_equal_runs(stock, run_head(head, inputs))
+    with monkeypatch.context() as patch:
+        patch.setattr(head, "get_assignments", broken, raising=False)
+        with pytest.raises(AssertionError, match="was asked"):
+            run_head(head, inputs)
+        ylp.unpatch_model(head)
+        ylp.patch_model(head)
+        assert_equal_runs(stock, run_head(head, inputs))
+
+    class Fork(YOLOXHead):
+        def dynamic_k_matching(self, *args):
+            matched = super().dynamic_k_matching(*args)
+            seen.append(matched[0])
+            return matched
+
+    seen = []
+    fork = make_head()
+    fork.__class__ = Fork
+    ylp.patch_model(fork)
+    assert_equal_runs(stock, run_head(fork, inputs))
+    assert sum(seen) > 0
+    with pytest.raises(ylp.ConfigError, match="Did you mean 'fast'"):
+        ylp.LossConfig(loss_assign="fasst")
 
 
 def test_default_losses_are_stock_on_a_batch_without_any_box():

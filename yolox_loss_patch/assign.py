@@ -226,11 +226,15 @@ def fast_assign(
         x_shifts, y_shifts: (1, A) column and row of each anchor in its feature map.
         expanded_strides: (1, A) stride of each anchor in pixels.
         rule: the host's rule.
-        memory_budget: bytes that temporary tensors may take together, beyond the inputs and the result. A smaller one
-            is slower; one image's [boxes, anchors] tensors are the least that an accelerator can do with.
+        memory_budget: bytes that the temporary tensors of an accelerator may take together, beyond the inputs and the
+            result; a smaller one is slower. One image's [boxes, anchors] tensors are the least it can do with. A CPU
+            never has such tensors and works in pieces of the size of its cache, whatever the budget.
 
     Returns:
         The matches; `ious` and `boxes` in fp32 (fp64 where the predictions are fp64).
+
+    Raises:
+        ValueError: on a CPU, the labels hold a class that the head has not.
     """
     with torch.autocast(device_type=bbox_preds.device.type, enabled=False):
         dtype = torch.float64 if bbox_preds.dtype == torch.float64 else torch.float32

@@ -153,6 +153,7 @@ def draw(runs: list[Run], path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     pictures = _pictures(runs)
     rows = 2 + len(pictures)
@@ -178,7 +179,7 @@ def draw(runs: list[Run], path: Path) -> None:
             axes.set_yscale("log")
         axes.set_title(title if note is None else f"{title}\n({note})", fontsize=10)
         axes.set_xlabel("epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         if number == 0:
             axes.legend(fontsize=8)

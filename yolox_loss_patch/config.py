@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from .errors import ConfigError
 from .registry import TERMS, nearest, resolve
 
 KEYS = tuple(f"loss_{term}" for term in TERMS)
+ASSIGNERS = ("fast", "host")
 ALIASES = {"loss_bbox": "loss_iou"}
 
 
@@ -20,6 +21,8 @@ class LossConfig:
 
     Args:
         loss_obj, loss_cls, loss_iou, loss_l1: a name or a dict with ``type`` and knobs.
+        loss_assign: ``fast``, the kit's label assignment, which gives the host's matches (and is left aside where the
+            host's assignment is not one it knows); ``host``, the host's own.
 
     Raises:
         ConfigError: a spec that cannot be.
@@ -31,19 +34,23 @@ class LossConfig:
     loss_cls: Any = "bce"
     loss_iou: Any = "iou"
     loss_l1: Any = "l1"
+    loss_assign: str = "fast"
 
     def __post_init__(self) -> None:
         for term, spec in self.resolved().items():
             if spec["reduction"] == "none":
                 raise ConfigError(f"loss_{term}: a term of the training loss is one number; reduction is mean or sum.")
+        if self.loss_assign not in ASSIGNERS:
+            hint = nearest(self.loss_assign, ASSIGNERS)
+            raise ConfigError(f"loss_assign is {' or '.join(ASSIGNERS)}; got {self.loss_assign!r}.{hint}")
 
     @classmethod
     def from_specs(cls, specs: Mapping[str, Any]) -> LossConfig:
         """The config of ``{"loss_iou": "ciou", ...}``; ``loss_bbox`` is another name of ``loss_iou``."""
         named: dict[str, Any] = {}
         for key, spec in specs.items():
-            if key not in KEYS and key not in ALIASES:
-                raise ConfigError(f"There is no {key!r}.{nearest(key, KEYS)} Choose from: {', '.join(KEYS)}.")
+            if key not in (*KEYS, "loss_assign", *ALIASES):
+                raise ConfigError(f"There is no {key!r}.{nearest(key, KEYS)} Choose from: {', '.join(KEYS)}, loss_assign.")
             name = ALIASES.get(key, key)
             if name in named:
                 raise ConfigError(f"{key} is another name of {name}; keep one of them.")
@@ -56,7 +63,7 @@ class LossConfig:
 
         ``loss_bbox`` is another name of ``loss_iou``; an experiment that sets both to different losses is an error.
         """
-        specs = {key: copy.deepcopy(getattr(exp, key)) for key in KEYS if hasattr(exp, key)}
+        specs = {key: copy.deepcopy(getattr(exp, key)) for key in (*KEYS, "loss_assign") if hasattr(exp, key)}
         for alias, key in ALIASES.items():
             spec = getattr(exp, alias, None)
             if spec is None:
@@ -69,22 +76,30 @@ class LossConfig:
         return cls(**specs)
 
     def to_dict(self) -> dict[str, Any]:
-        """The four specs as they were written, as plain data: ``LossConfig(**config.to_dict()) == config``."""
-        return {item.name: copy.deepcopy(getattr(self, item.name)) for item in fields(self)}
+        """The four specs as they were written, as plain data: ``LossConfig(**config.to_dict()) == config``.
+
+        ``loss_assign`` is among them where it is not the default.
+        """
+        specs = {key: copy.deepcopy(getattr(self, key)) for key in KEYS}
+        return specs if self.loss_assign == "fast" else {**specs, "loss_assign": self.loss_assign}
 
     def resolved(self) -> dict[str, dict[str, Any]]:
         """Term -> its loss with every knob spelt out."""
         return {term: resolve(term, getattr(self, f"loss_{term}")) for term in TERMS}
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, LossConfig) and self.resolved() == other.resolved()
+        return (
+            isinstance(other, LossConfig)
+            and self.resolved() == other.resolved()
+            and self.loss_assign == other.loss_assign
+        )
 
     def __hash__(self) -> int:
-        return hash(repr(self.resolved()))
+        return hash(repr((self.resolved(), self.loss_assign)))
 
     def __str__(self) -> str:
         parts = []
         for term, spec in self.resolved().items():
             knobs = ", ".join(f"{key}={value!r}" for key, value in spec.items() if key != "type")
             parts.append(f"loss_{term}={spec['type']}({knobs})")
-        return "  ".join(parts)
+        return "  ".join([*parts, f"loss_assign={self.loss_assign}"])

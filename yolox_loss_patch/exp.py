@@ -21,6 +21,7 @@ from .registry import nearest
 
 # Settings that YOLOX reads although its own Exp does not set them.
 _OPTIONAL = ("random_size",)
+_SETTINGS = (*KEYS, "loss_assign")
 _WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
@@ -30,6 +31,7 @@ class LossExp:
     Attributes (plain data, so that YOLOX can print and log them):
         loss_obj, loss_cls, loss_iou, loss_l1: a name or a dict with ``type`` and knobs; stock YOLOX by default.
             ``loss_bbox`` is another name of ``loss_iou``.
+        loss_assign: ``fast`` or ``host``; both give the same matches.
 
     The model is patched where it is built, so the losses are there in every process that builds it: YOLOX's own
     ``tools.train``, spawned workers, notebooks.
@@ -39,11 +41,12 @@ class LossExp:
     loss_cls: Any = "bce"
     loss_iou: Any = "iou"
     loss_l1: Any = "l1"
+    loss_assign: str = "fast"
 
     def __init__(self) -> None:
         super().__init__()
         # Into the instance, because YOLOX prints and overrides what stands there; a subclass may have set them already.
-        for key in KEYS:
+        for key in _SETTINGS:
             setattr(self, key, getattr(self, key))
 
     def get_model(self, *args: Any, **kwargs: Any) -> Any:
@@ -122,9 +125,8 @@ def merge(exp: Any, cfg_list: Sequence[Any]) -> None:
                 f"The experiment has no setting {key!r}.{nearest(key, keys)} It has: {', '.join(sorted(set(keys)))}."
             )
         changes[key] = _convert(key, getattr(exp, key, None), value)
-    specs = {key: changes.get(key, getattr(exp, key)) for key in KEYS if hasattr(exp, key)}
-    if any(key in changes for key in KEYS):
-        LossConfig.from_specs(specs)
+    if any(key in changes for key in _SETTINGS):
+        LossConfig.from_specs({key: changes.get(key, getattr(exp, key)) for key in _SETTINGS if hasattr(exp, key)})
     for key, value in changes.items():
         setattr(exp, key, value)
     for alias, key in ALIASES.items():
@@ -244,7 +246,7 @@ def adapt(exp: Any) -> Any:
     if not isinstance(exp, LossExp):
         cls = type(exp)
         exp.__class__ = type(cls.__name__, (LossExp, cls), {"__module__": cls.__module__, "__doc__": cls.__doc__})
-        for key in KEYS:
+        for key in _SETTINGS:
             setattr(exp, key, getattr(exp, key))
     return exp
 

@@ -5,6 +5,7 @@ A host is recognised by its code: PyPI's yolox and git main both call themselves
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import inspect
@@ -15,6 +16,7 @@ import tokenize
 from collections.abc import Callable
 from typing import Any
 
+from .assign import RULE_0_3_0, RULE_MAIN, Rule
 from .errors import HostError
 
 INSTALL = (
@@ -83,6 +85,26 @@ def check_get_losses(function: Callable[..., Any]) -> str:
             f"fork with its own losses, or use a YOLOX that is known. {INSTALL}"
         )
     return KNOWN_GET_LOSSES[print_]
+
+
+# The assigners whose rule the kit knows, by the fingerprint of all their code.
+KNOWN_RULES = {"fe498915c0b889f7": RULE_0_3_0, "d70fbdd2304e1b4c": RULE_MAIN}
+_ASSIGNMENT = (
+    "get_assignments",
+    "get_in_boxes_info",
+    "dynamic_k_matching",
+    "get_geometry_constraint",
+    "simota_matching",
+)
+
+
+@functools.cache
+def assignment_rule(cls: Any) -> Rule | None:
+    """The rule by which this head class assigns labels, None when its code is not one that the kit knows."""
+    functions = [getattr(cls, name) for name in _ASSIGNMENT if hasattr(cls, name)]
+    functions.append(importlib.import_module("yolox.utils").bboxes_iou)
+    code = ",".join(fingerprint(function) for function in functions)
+    return KNOWN_RULES.get(hashlib.sha256(code.encode()).hexdigest()[:16])
 
 
 def describe() -> dict[str, str]:

@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from loguru import logger
 from torch import Tensor
 
-from .assign import Assignment, host_assign
+from . import hosts
+from .assign import Assignment, Rule, fast_assign, host_assign
 from .config import LossConfig
 from .errors import NonFiniteError
 from .registry import TERMS, build_loss
@@ -37,6 +39,7 @@ class LossStage:
         self.divided = {term: resolved[term]["reduction"] == "mean" for term in TERMS}
         self.obj_target = resolved["obj"]["target"]
         self.collect = False
+        self._told = False
         self.stats: dict[str, Tensor | int] = {}
 
     def get_losses(
@@ -70,22 +73,22 @@ class LossStage:
         cls_preds = outputs[:, :, 5:]
         x_shift, y_shift = torch.cat(x_shifts, 1), torch.cat(y_shifts, 1)
         stride = torch.cat(expanded_strides, 1)
+        scene: dict[str, Any] = {
+            "bbox_preds": bbox_preds,
+            "obj_preds": obj_preds,
+            "cls_preds": cls_preds,
+            "labels": labels,
+            "x_shifts": x_shift,
+            "y_shifts": y_shift,
+            "expanded_strides": stride,
+        }
+        rule = self._rule(type(head))
         try:
-            found = host_assign(
-                head,
-                bbox_preds=bbox_preds,
-                obj_preds=obj_preds,
-                cls_preds=cls_preds,
-                labels=labels,
-                x_shifts=x_shift,
-                y_shifts=y_shift,
-                expanded_strides=stride,
-                imgs=imgs,
-            )
+            found = host_assign(head, imgs=imgs, **scene) if rule is None else fast_assign(rule=rule, **scene)
         except (RuntimeError, IndexError) as error:
             # The assignment is the first to stumble over NaN, in words that say nothing of it.
-            preds = {"iou": bbox_preds, "obj": obj_preds, "cls": cls_preds}
-            bad = [f"{term} (its predictions)" for term, pred in preds.items() if not torch.isfinite(pred).all()]
+            terms = {"iou": bbox_preds, "obj": obj_preds, "cls": cls_preds}
+            bad = [f"{term} (its predictions)" for term, pred in terms.items() if not torch.isfinite(pred).all()]
             if bad:
                 raise NonFiniteError(", ".join(bad)) from error
             raise
@@ -113,6 +116,19 @@ class LossStage:
         if self.collect:
             self._collect(found, rows, obj_logits.detach())
         return loss, loss_iou, loss_obj, loss_cls, loss_l1, num_fg / max(found.num_gt, 1)
+
+    def _rule(self, head_class: Any) -> Rule | None:
+        """The rule for the kit's own assignment, None for the host's."""
+        if self.config.loss_assign == "host":
+            return None
+        rule = hosts.assignment_rule(head_class)
+        if rule is None and not self._told:
+            self._told = True
+            logger.warning(
+                f"The label assignment of {head_class.__module__}.{head_class.__qualname__} is not one that the kit "
+                "knows; it is used as it is (loss_assign = 'host')."
+            )
+        return rule
 
     def _term(self, term: str, pred: Tensor, target: Tensor, num_fg: int) -> Tensor:
         return self.losses[term](pred, target, avg_factor=num_fg if self.divided[term] else None)
