@@ -11,7 +11,7 @@ from .errors import ConfigError
 from .registry import TERMS, nearest, resolve
 
 KEYS = tuple(f"loss_{term}" for term in TERMS)
-ASSIGNERS = ("fast", "host")
+ASSIGNERS = ("auto", "fast", "host")
 ALIASES = {"loss_bbox": "loss_iou"}
 
 
@@ -21,8 +21,9 @@ class LossConfig:
 
     Args:
         loss_obj, loss_cls, loss_iou, loss_l1: a name or a dict with ``type`` and knobs.
-        loss_assign: ``fast``, the kit's label assignment, which gives the host's matches (and is left aside where the
-            host's assignment is not one it knows); ``host``, the host's own.
+        loss_assign: ``fast``, the kit's label assignment, which gives the matches of a known host (an unknown host's
+            own is used instead); ``host``, the host's own; ``auto``, fast where it is proven to give the host's bits,
+            which is on the CPU, else host.
 
     Raises:
         ConfigError: a spec that cannot be.
@@ -34,7 +35,7 @@ class LossConfig:
     loss_cls: Any = "bce"
     loss_iou: Any = "iou"
     loss_l1: Any = "l1"
-    loss_assign: str = "fast"
+    loss_assign: str = "auto"
 
     def __post_init__(self) -> None:
         for term, spec in self.resolved().items():
@@ -42,7 +43,7 @@ class LossConfig:
                 raise ConfigError(f"loss_{term}: a term of the training loss is one number; reduction is mean or sum.")
         if self.loss_assign not in ASSIGNERS:
             hint = nearest(self.loss_assign, ASSIGNERS)
-            raise ConfigError(f"loss_assign is {' or '.join(ASSIGNERS)}; got {self.loss_assign!r}.{hint}")
+            raise ConfigError(f"loss_assign is {', '.join(ASSIGNERS)}; got {self.loss_assign!r}.{hint}")
 
     @classmethod
     def from_specs(cls, specs: Mapping[str, Any]) -> LossConfig:
@@ -81,7 +82,7 @@ class LossConfig:
         ``loss_assign`` is among them where it is not the default.
         """
         specs = {key: copy.deepcopy(getattr(self, key)) for key in KEYS}
-        return specs if self.loss_assign == "fast" else {**specs, "loss_assign": self.loss_assign}
+        return specs if self.loss_assign == "auto" else {**specs, "loss_assign": self.loss_assign}
 
     def resolved(self) -> dict[str, dict[str, Any]]:
         """Term -> its loss with every knob spelt out."""

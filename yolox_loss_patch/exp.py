@@ -31,7 +31,7 @@ class LossExp:
     Attributes (plain data, so that YOLOX can print and log them):
         loss_obj, loss_cls, loss_iou, loss_l1: a name or a dict with ``type`` and knobs; stock YOLOX by default.
             ``loss_bbox`` is another name of ``loss_iou``.
-        loss_assign: ``fast`` or ``host``; both give the same matches.
+        loss_assign: ``auto``, ``fast`` or ``host``, see `LossConfig`.
 
     The model is patched where it is built, so the losses are there in every process that builds it: YOLOX's own
     ``tools.train``, spawned workers, notebooks.
@@ -41,7 +41,7 @@ class LossExp:
     loss_cls: Any = "bce"
     loss_iou: Any = "iou"
     loss_l1: Any = "l1"
-    loss_assign: str = "fast"
+    loss_assign: str = "auto"
 
     def __init__(self) -> None:
         super().__init__()

@@ -82,7 +82,7 @@ class LossStage:
             "y_shifts": y_shift,
             "expanded_strides": stride,
         }
-        rule = self._rule(type(head))
+        rule = self._rule(type(head), outputs.device)
         try:
             found = host_assign(head, imgs=imgs, **scene) if rule is None else fast_assign(rule=rule, **scene)
         except (RuntimeError, IndexError) as error:
@@ -117,9 +117,11 @@ class LossStage:
             self._collect(found, rows, obj_logits.detach())
         return loss, loss_iou, loss_obj, loss_cls, loss_l1, num_fg / max(found.num_gt, 1)
 
-    def _rule(self, head_class: Any) -> Rule | None:
+    def _rule(self, head_class: Any, device: torch.device) -> Rule | None:
         """The rule for the kit's own assignment, None for the host's."""
-        if self.config.loss_assign == "host":
+        wanted = self.config.loss_assign
+        # On a GPU near ties may go another way than the host's, which would break "nothing changes until you ask".
+        if wanted == "host" or (wanted == "auto" and device.type != "cpu"):
             return None
         rule = hosts.assignment_rule(head_class)
         if rule is None and not self._told:
