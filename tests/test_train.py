@@ -276,6 +276,13 @@ def test_a_mistake_in_a_worker_ends_the_run(work):
     assert record(run_folder(work))["status"] != "finished"
 
 
+def test_the_fast_assignment_trains_to_the_hosts_weights(straight, work):
+    done = cli(work, "train", "--profile", *TRAIN[1:], *LOSSES, "loss_assign", "host")
+    assert_same(checkpoint(run_folder(straight[0]))["model"], checkpoint(run_folder(work))["model"])
+    shares = re.findall(r"the loss stage \(forward\) took [\d.]+ s, ([\d.]+)% of", done.stderr)
+    assert len(shares) == 4 and all(0 < float(share) < 100 for share in shares)
+
+
 def test_half_precision_on_cpu_is_bf16(work):
     """Finite, and near the fp32 run: YOLOX decodes its boxes in half precision, which the losses cannot mend."""
     rows = []

@@ -51,17 +51,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _host_parser(tool: str, words: list[str]) -> argparse.Namespace:
-    """YOLOX's own arguments of a tool, and ``--device``."""
+def _host_parser(tool: str, words: list[str], profile: bool = False) -> argparse.Namespace:
+    """YOLOX's own arguments of a tool, and the kit's: ``--device``, and ``--profile`` where it means something."""
     hosts.yolox()
     parser: argparse.ArgumentParser = importlib.import_module(f"yolox.tools.{tool}").make_parser()
     parser.prog = f"yolox-loss {tool}"
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help=_DEVICE)
+    if profile:
+        parser.add_argument("--profile", action="store_true", help="log the share of the loss stage in a step")
     return parser.parse_args(words)
 
 
 def _train(words: list[str]) -> None:
-    args = _host_parser("train", words)  # before the import below, which needs YOLOX
+    args = _host_parser("train", words, profile=True)  # before the import below, which needs YOLOX
     from .train import run
 
     run(args)

@@ -75,10 +75,13 @@ class Evaluator:
         rank = dist.get_rank() if distributed else 0
         found: list[dict[str, Any]] = []
         seen: list[int] = []
+        known = len(host.dataloader.dataset.class_ids)
         started = time.perf_counter()
         for images, _labels, info, ids in tqdm(host.dataloader, desc="evaluate", leave=False, disable=rank != 0):
             images = images.to(self.device, torch.float16 if half else torch.float32)
             outputs = hosts.postprocess()(model(images).float(), host.num_classes, host.confthre, host.nmsthre)
+            # A class that no category stands for (num_classes above the data's) can be detected but not be right.
+            outputs = [None if rows is None else rows[rows[:, 6] < known] for rows in outputs]
             found.extend(host.convert_to_coco_format(outputs, info, ids))
             seen.extend(int(number) for number in np.asarray(ids).flatten())
         seconds = time.perf_counter() - started

@@ -69,7 +69,8 @@ def apply(**specs: Any) -> None:
     Args:
         specs: ``loss_obj``, ``loss_cls``, ``loss_iou`` (or ``loss_bbox``), ``loss_l1``; what is left out stays stock.
 
-    Applying the same losses again does nothing.
+    Applying the same losses again does nothing. Other processes are not reached: workers that YOLOX's launch spawns have
+    the stock losses unless each calls ``apply`` itself. `LossExp` has no such gap.
 
     Raises:
         ConfigError: a loss or knob that does not exist.
