@@ -386,11 +386,11 @@ class Trainer(HostTrainer):
     def _timed(self, function: Any) -> Any:
         """The loss stage with a clock, for ``--profile``."""
 
-        def timed(*args: Any) -> Any:
+        def timed(*args: Any, **kwargs: Any) -> Any:
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
             started = time.perf_counter()
-            result = function(*args)
+            result = function(*args, **kwargs)
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
             self.stage_seconds += time.perf_counter() - started
