@@ -82,6 +82,12 @@ def power(base: Tensor, exponent: float, floor: float = TINY_IOU) -> Tensor:
     return torch.where(sane, torch.where(sane, base, 1.0) ** exponent, 0.0)
 
 
+def root(x: Tensor) -> Tensor:
+    """Square root of a number that is at least 0; 0 without gradient where it has vanished."""
+    sane = x > TINY_IOU
+    return torch.where(sane, torch.where(sane, x, 1.0).sqrt(), 0.0)
+
+
 def aspect_angle(wh: Tensor) -> Tensor:
     """atan(w / h) of ``(N, 2)`` sides; a box without sides counts as square and gets no gradient."""
     sane = (wh * wh).sum(1, keepdim=True) > TINY

@@ -10,12 +10,29 @@ import math
 import torch
 from torch import Tensor
 
-from .boxes import TINY, TINY_IOU, aspect_angle, overlap, power, ratio
+from .boxes import TINY, TINY_IOU, Overlap, aspect_angle, overlap, power, ratio, root
+from .state import RunningKernel, sum_over_ranks
+
+
+def _empty_part(pair: Overlap) -> Tensor:
+    """GIoU's ``(|C| - U)/|C|`` ``(N,)``: how much of the enclosing box neither box fills."""
+    area = pair.enclosing().prod(1)
+    return ratio(area - pair.union, area)
 
 
 def _squared_distance(pred: Tensor, target: Tensor) -> Tensor:
     """Squared distance of the centres ``(N,)`` in px2."""
     return (pred[:, :2] - target[:, :2]).square().sum(1)
+
+
+def _distance(pred: Tensor, target: Tensor, pair: Overlap) -> Tensor:
+    """DIoU's ``rho2/c2`` ``(N,)``."""
+    return ratio(_squared_distance(pred, target), pair.enclosing().square().sum(1))
+
+
+def _sides(pred: Tensor, target: Tensor, pair: Overlap) -> Tensor:
+    """EIoU's ``dw2/Cw2`` and ``dh2/Ch2`` ``(N, 2)``."""
+    return ratio((pred[:, 2:] - target[:, 2:]).square(), pair.enclosing().square())
 
 
 def _aspect_penalty(pred: Tensor, target: Tensor, iou: Tensor, gate: bool) -> Tensor:
@@ -44,15 +61,13 @@ def iou(pred: Tensor, target: Tensor, mode: str = "square") -> Tensor:
 def giou(pred: Tensor, target: Tensor) -> Tensor:
     """Generalised IoU (1902.09630): ``1 - IoU + (|C| - U)/|C|``, range [0, 2]; pulls disjoint boxes together."""
     pair = overlap(pred, target)
-    area = pair.enclosing().prod(1)
-    return 1 - pair.iou + ratio(area - pair.union, area)
+    return 1 - pair.iou + _empty_part(pair)
 
 
 def diou(pred: Tensor, target: Tensor) -> Tensor:
     """Distance IoU (1911.08287): ``1 - IoU + rho2/c2``, range [0, 2]."""
     pair = overlap(pred, target)
-    diagonal = pair.enclosing().square().sum(1)
-    return 1 - pair.iou + ratio(_squared_distance(pred, target), diagonal)
+    return 1 - pair.iou + _distance(pred, target, pair)
 
 
 def ciou(pred: Tensor, target: Tensor, gate: bool = False) -> Tensor:
@@ -61,17 +76,23 @@ def ciou(pred: Tensor, target: Tensor, gate: bool = False) -> Tensor:
     ``gate``: ``a`` is 0 unless IoU > 0.5, as in the journal version and MMDetection.
     """
     pair = overlap(pred, target)
-    diagonal = pair.enclosing().square().sum(1)
-    distance = ratio(_squared_distance(pred, target), diagonal)
-    return 1 - pair.iou + distance + _aspect_penalty(pred, target, pair.iou, gate)
+    return 1 - pair.iou + _distance(pred, target, pair) + _aspect_penalty(pred, target, pair.iou, gate)
 
 
 def eiou(pred: Tensor, target: Tensor) -> Tensor:
     """Efficient IoU (2101.08158): DIoU + ``dw2/Cw2 + dh2/Ch2``, range [0, 4). Not MMDetection's *Extended* IoU."""
     pair = overlap(pred, target)
-    sides = pair.enclosing().square()
-    distance = ratio(_squared_distance(pred, target), sides.sum(1))
-    return 1 - pair.iou + distance + ratio((pred[:, 2:] - target[:, 2:]).square(), sides).sum(1)
+    return 1 - pair.iou + _distance(pred, target, pair) + _sides(pred, target, pair).sum(1)
+
+
+def focal_eiou(pred: Tensor, target: Tensor, gamma: float = 0.5) -> Tensor:
+    """Focal-EIoU (2101.08158): ``IoU**gamma EIoU``, the weight detached; range [0, 4).
+
+    Boxes that do not touch have weight 0, so nothing pulls them together.
+    """
+    pair = overlap(pred, target)
+    loss = 1 - pair.iou + _distance(pred, target, pair) + _sides(pred, target, pair).sum(1)
+    return power(pair.iou.detach(), gamma) * loss
 
 
 def alpha_iou(pred: Tensor, target: Tensor, alpha: float = 3.0) -> Tensor:
@@ -82,32 +103,193 @@ def alpha_iou(pred: Tensor, target: Tensor, alpha: float = 3.0) -> Tensor:
 def alpha_giou(pred: Tensor, target: Tensor, alpha: float = 3.0) -> Tensor:
     """Alpha-GIoU (2110.13675): ``1 - IoU**alpha + ((|C| - U)/|C|)**alpha``, range [0, 2]."""
     pair = overlap(pred, target)
-    area = pair.enclosing().prod(1)
     # The empty part is a difference of areas: where one box holds the other it is rounding, which a root would magnify.
-    return 1 - power(pair.iou, alpha) + power(ratio(area - pair.union, area), alpha, floor=TINY)
+    return 1 - power(pair.iou, alpha) + power(_empty_part(pair), alpha, floor=TINY)
 
 
 def alpha_diou(pred: Tensor, target: Tensor, alpha: float = 3.0) -> Tensor:
     """Alpha-DIoU (2110.13675): ``1 - IoU**alpha + (rho2/c2)**alpha``, range [0, 2]."""
     pair = overlap(pred, target)
-    diagonal = pair.enclosing().square().sum(1)
-    distance = ratio(_squared_distance(pred, target), diagonal)
-    return 1 - power(pair.iou, alpha) + power(distance, alpha)
+    return 1 - power(pair.iou, alpha) + power(_distance(pred, target, pair), alpha)
 
 
 def alpha_ciou(pred: Tensor, target: Tensor, alpha: float = 3.0) -> Tensor:
     """Alpha-CIoU (2110.13675): alpha-DIoU + ``(a v)**alpha``; ``a`` comes from the plain IoU. Range [0, 3)."""
     pair = overlap(pred, target)
-    diagonal = pair.enclosing().square().sum(1)
-    distance = ratio(_squared_distance(pred, target), diagonal)
     aspect = _aspect_penalty(pred, target, pair.iou, gate=False)
-    return 1 - power(pair.iou, alpha) + power(distance, alpha) + power(aspect, alpha)
+    return 1 - power(pair.iou, alpha) + power(_distance(pred, target, pair), alpha) + power(aspect, alpha)
 
 
 def alpha_eiou(pred: Tensor, target: Tensor, alpha: float = 3.0) -> Tensor:
     """Alpha-EIoU (2110.13675 applied to 2101.08158): each of EIoU's penalties to the power of alpha. Range [0, 4)."""
     pair = overlap(pred, target)
-    sides = pair.enclosing().square()
-    distance = ratio(_squared_distance(pred, target), sides.sum(1))
-    shape = ratio((pred[:, 2:] - target[:, 2:]).square(), sides)
-    return 1 - power(pair.iou, alpha) + power(distance, alpha) + power(shape, alpha).sum(1)
+    shape = power(_sides(pred, target, pair), alpha).sum(1)
+    return 1 - power(pair.iou, alpha) + power(_distance(pred, target, pair), alpha) + shape
+
+
+def _mismatch(pred: Tensor, target: Tensor) -> Tensor:
+    """``|w - w*|/max(w, w*)`` and the same of the heights ``(N, 2)``, in [0, 1]."""
+    return ratio((pred[:, 2:] - target[:, 2:]).abs(), torch.maximum(pred[:, 2:], target[:, 2:]))
+
+
+def _siou_penalty(pred: Tensor, target: Tensor, pair: Overlap, theta: float) -> Tensor:
+    """SIoU's ``(D + O)/2`` ``(N,)``."""
+    offset = (pred[:, :2] - target[:, :2]).abs()
+    # sin(2 asin(min/rho)) is 2 sin cos of that angle: no arcsine, whose slope is infinite where an offset is 0
+    angle = ratio(2 * offset.prod(1), offset.square().sum(1))
+    reach = ratio(offset.square(), pair.enclosing().square())
+    distance = -torch.expm1(-(2 - angle).unsqueeze(1) * reach)
+    shape = power(-torch.expm1(-_mismatch(pred, target)), theta)
+    return (distance + shape).sum(1) / 2
+
+
+def siou(pred: Tensor, target: Tensor, theta: float = 4.0) -> Tensor:
+    """SIoU (2205.12740): ``1 - IoU + (D + O)/2``, a distance cost that depends on the angle and a shape cost.
+
+    Range [0, 3).
+    """
+    pair = overlap(pred, target)
+    return 1 - pair.iou + _siou_penalty(pred, target, pair, theta)
+
+
+class WIoU(RunningKernel):
+    """Wise-IoU (2301.10051): ``exp(rho2/c2) (1 - IoU)``, times a weight that depends on how good the box is for now.
+
+    Version 2 stresses boxes that are worse than usual, version 3 those in between: with ``b = (1 - IoU) / mean`` the
+    weight is ``sqrt(b)`` and ``b / (delta alpha**(b - delta))``. ``c2`` and the weight are detached. ``mean`` is the
+    running mean of ``1 - IoU`` over all ranks; it starts at 1 and moves, before it is used, in training mode only.
+    """
+
+    state = ("mean",)
+    mean: Tensor
+
+    def __init__(self, version: int = 3, alpha: float = 1.9, delta: float = 3.0, momentum: float = 0.01) -> None:
+        super().__init__()
+        self.version, self.alpha, self.delta, self.momentum = version, alpha, delta, momentum
+        self.register_buffer("mean", torch.ones(()), persistent=False)
+
+    def forward(self, pred: Tensor, target: Tensor) -> Tensor:
+        """Element-wise loss ``(N,)`` of boxes ``(N, 4)``."""
+        pair = overlap(pred, target)
+        loss = 1 - pair.iou
+        diagonal = pair.enclosing().square().sum(1).detach()
+        attention = torch.exp(ratio(_squared_distance(pred, target), diagonal))
+        if self.version == 1:
+            return attention * loss
+        with torch.no_grad():
+            badness = loss.clamp(min=0)
+            badness = badness / self._running_mean(badness).clamp(min=TINY)
+            if self.version == 2:
+                weight = badness.sqrt()
+            else:
+                weight = badness / self.delta * torch.exp((self.delta - badness) * math.log(self.alpha))
+        return weight * attention * loss
+
+    def _running_mean(self, badness: Tensor) -> Tensor:
+        mean = self.mean.to(badness)
+        if self.training:
+            total, count = sum_over_ranks(torch.stack([badness.sum(), badness.new_tensor(float(len(badness)))]))
+            moved = (1 - self.momentum) * mean + self.momentum * total / count.clamp(min=1)
+            self.mean = mean = torch.where(count > 0, moved, mean)
+        return mean
+
+
+def mpdiou(pred: Tensor, target: Tensor, image_size: tuple[float, float] | None = None) -> Tensor:
+    """MPDIoU (2307.07662): ``1 - IoU + (d_topleft2 + d_bottomright2)/(H2 + W2)`` of the input image (H, W) in px.
+
+    The loss stage hands the size of the batch over when it is not given.
+    """
+    if image_size is None:
+        raise ValueError("mpdiou: only the loss stage knows the size of the images; here set image_size=(H, W)")
+    pair = overlap(pred, target)
+    corners = (pair.pred_tl - pair.target_tl).square() + (pair.pred_br - pair.target_br).square()
+    return 1 - pair.iou + corners.sum(1) / (image_size[0] ** 2 + image_size[1] ** 2)
+
+
+def _one_minus_inner(pred: Tensor, target: Tensor, ratio: float) -> Tensor:
+    """``1 - IoU`` ``(N,)`` of both boxes scaled about their own centres (2311.02877).
+
+    Inner-X is ``L_X + IoU - IoU_inner``: the IoU of X cancels, its penalties stay, and these are of the original boxes.
+    """
+    scale = pred.new_tensor([1.0, 1.0, ratio, ratio])
+    return 1 - overlap(pred * scale, target * scale).iou
+
+
+def inner_iou(pred: Tensor, target: Tensor, ratio: float = 0.75) -> Tensor:
+    """Inner-IoU (2311.02877): ``1 - IoU`` of boxes scaled by ratio, range [0, 1].
+
+    Ratios below 1 are for boxes that are good already, above 1 for those that are not; where the scaled boxes do not
+    touch nothing pulls.
+    """
+    return _one_minus_inner(pred, target, ratio)
+
+
+def inner_giou(pred: Tensor, target: Tensor, ratio: float = 0.75) -> Tensor:
+    """Inner-GIoU (2311.02877): ``GIoU + IoU - IoU_inner``, range [0, 2]."""
+    return _one_minus_inner(pred, target, ratio) + _empty_part(overlap(pred, target))
+
+
+def inner_diou(pred: Tensor, target: Tensor, ratio: float = 0.75) -> Tensor:
+    """Inner-DIoU (2311.02877): ``DIoU + IoU - IoU_inner``, range [0, 2]."""
+    return _one_minus_inner(pred, target, ratio) + _distance(pred, target, overlap(pred, target))
+
+
+def inner_ciou(pred: Tensor, target: Tensor, ratio: float = 0.75) -> Tensor:
+    """Inner-CIoU (2311.02877): ``CIoU + IoU - IoU_inner``, range [0, 3)."""
+    pair = overlap(pred, target)
+    penalty = _distance(pred, target, pair) + _aspect_penalty(pred, target, pair.iou, gate=False)
+    return _one_minus_inner(pred, target, ratio) + penalty
+
+
+def inner_eiou(pred: Tensor, target: Tensor, ratio: float = 0.75) -> Tensor:
+    """Inner-EIoU (2311.02877): ``EIoU + IoU - IoU_inner``, range [0, 4)."""
+    pair = overlap(pred, target)
+    penalty = _distance(pred, target, pair) + _sides(pred, target, pair).sum(1)
+    return _one_minus_inner(pred, target, ratio) + penalty
+
+
+def inner_siou(pred: Tensor, target: Tensor, ratio: float = 0.75) -> Tensor:
+    """Inner-SIoU (2311.02877): ``SIoU + IoU - IoU_inner``, range [0, 3)."""
+    return _one_minus_inner(pred, target, ratio) + _siou_penalty(pred, target, overlap(pred, target), theta=4.0)
+
+
+def shape_iou(pred: Tensor, target: Tensor, scale: float = 0.0) -> Tensor:
+    """Shape-IoU (2312.17663): offsets and sides weighed by the target's shape, range [0, 4).
+
+    ``scale`` goes with the size of the objects in the data set; at 0 the shape does not matter.
+    """
+    pair = overlap(pred, target)
+    with torch.no_grad():
+        # 2 w^s/(w^s + h^s), as a sigmoid: a power of a side overflows
+        sides = target[:, 2:].clamp(min=TINY).log()
+        across = 2 * torch.sigmoid(scale * (sides[:, 1] - sides[:, 0]))  # the paper's hh, large for tall targets
+        weight = torch.stack([across, 2 - across], 1)
+    offset = (weight * (pred[:, :2] - target[:, :2]).square()).sum(1)
+    distance = ratio(offset, pair.enclosing().square().sum(1))
+    shape = power(-torch.expm1(-weight * _mismatch(pred, target)), 4).sum(1)
+    return 1 - pair.iou + distance + shape / 2
+
+
+def piou(pred: Tensor, target: Tensor, version: int = 2, lambda_: float = 1.3) -> Tensor:
+    """Powerful-IoU (Neural Networks 170, 2024): ``1 - IoU + 1 - exp(-P2)``, range [0, 2].
+
+    P is the mean distance of the edges in sides of the target. Version 2 multiplies by ``3 x exp(-x2)``,
+    ``x = lambda exp(-P)``, which is not detached, as in the authors' code: boxes far away are let go.
+    """
+    pair = overlap(pred, target)
+    edges = (pair.pred_tl - pair.target_tl).abs() + (pair.pred_br - pair.target_br).abs()
+    p = ratio(edges, target[:, 2:]).sum(1) / 4
+    loss = 1 - pair.iou - torch.expm1(-p.square())
+    if version == 1:
+        return loss
+    x = lambda_ * torch.exp(-p)
+    return 3 * x * torch.exp(-x.square()) * loss
+
+
+def nwd(pred: Tensor, target: Tensor, constant: float = 12.8) -> Tensor:
+    """Normalised Wasserstein distance (2110.13389): ``1 - exp(-W/constant)``, range [0, 1), for tiny objects.
+
+    ``W2 = dx2 + dy2 + (dw2 + dh2)/4`` in px2; ``constant`` is about the mean size of the objects in px.
+    """
+    gap = (pred - target).square()
+    return -torch.expm1(-root(gap[:, :2].sum(1) + gap[:, 2:].sum(1) / 4) / constant)

@@ -1,0 +1,48 @@
+"""What a loss that learns from batch to batch has in common with others of its kind: running state.
+
+The state stands in non-persistent buffers: it follows the module to a device, into a copy and into eval mode, and stays
+out of the state_dict, so that checkpoints remain stock's. A resumed run reads it with `RunningKernel.running_state`.
+"""
+
+from __future__ import annotations
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """The sum of a tensor over all processes of a distributed run, the tensor itself elsewhere.
+
+    Every rank must come here once a step, also one whose batch is empty.
+    """
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        value = value.clone()
+        dist.all_reduce(value)
+    return value
+
+
+def number_of_ranks() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+class RunningKernel(nn.Module):
+    """A kernel with running state; ``state`` names the buffers that hold it."""
+
+    state: tuple[str, ...] = ()
+
+    def running_state(self) -> dict[str, Tensor]:
+        """A copy of the state on the CPU, for the resume file of a run."""
+        return {name: getattr(self, name).detach().cpu().clone() for name in self.state}
+
+    def load_running_state(self, state: dict[str, Tensor]) -> None:
+        """Go on from a state.
+
+        Raises:
+            ValueError: the state is of another loss, or of other knobs.
+        """
+        for name in self.state:
+            own = getattr(self, name)
+            if name not in state or state[name].shape != own.shape:
+                raise ValueError(f"The running state has no {name!r} of shape {tuple(own.shape)}; it has {state}.")
+            setattr(self, name, state[name].to(own.device).clone())
