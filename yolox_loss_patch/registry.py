@@ -6,85 +6,20 @@ complete dict (``resolve``) and a module (``build_loss``).
 
 from __future__ import annotations
 
-import difflib
 import inspect
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
+from .catalogue import MMDET, ROWS, Loss
 from .errors import ConfigError
-from .losses import focal, iou, l1
+from .knobs import Knob, nearest
 from .losses.terms import TermLoss
 
 TERMS = ("obj", "cls", "iou", "l1")
 _Class = TypeVar("_Class", bound=Callable[..., Any])
-
-
-def nearest(word: Any, choices: Iterable[str]) -> str:
-    """`` Did you mean 'x'?`` where a choice is close to the word, else nothing."""
-    match = difflib.get_close_matches(str(word).lower(), list(choices), n=1, cutoff=0.6)
-    return f" Did you mean {match[0]!r}?" if match else ""
-
-
-@dataclass(frozen=True)
-class Knob:
-    """One setting of a loss: its default and what it may be.
-
-    ``low`` and ``high`` bound a number (``open_low``: low itself is out), ``also`` are values allowed besides,
-    ``choices`` are the words allowed.
-    """
-
-    default: Any
-    low: float = -math.inf
-    high: float = math.inf
-    open_low: bool = False
-    also: tuple[float, ...] = ()
-    choices: tuple[str, ...] = ()
-
-    def allowed(self) -> str:
-        """The allowed values in words."""
-        if self.choices:
-            return "one of " + ", ".join(self.choices)
-        if isinstance(self.default, bool):
-            return "True or False"
-        low = f"above {self.low:g}" if self.open_low else f"at least {self.low:g}"
-        bounds = ([low] if self.low > -math.inf else []) + ([f"at most {self.high:g}"] if self.high < math.inf else [])
-        return " and ".join(["a number", *bounds]).replace("number and", "number", 1) + "".join(
-            f", or {value:g}" for value in self.also
-        )
-
-    def check(self, where: str, value: Any) -> Any:
-        """The value in the knob's type; `ConfigError` when it is not allowed."""
-        error = ConfigError(f"{where} is {self.allowed()}; got {value!r}.")
-        if self.choices:
-            if value not in self.choices:
-                raise ConfigError(f"{error}{nearest(value, self.choices)}")
-            return value
-        if isinstance(self.default, bool):
-            if not isinstance(value, bool):
-                raise error
-            return value
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise error
-        inside = (value > self.low if self.open_low else value >= self.low) and value <= self.high
-        if not inside and value not in self.also:
-            raise error
-        return float(value)
-
-
-@dataclass(frozen=True)
-class Loss:
-    """A row of the registry: what fills a term under a name."""
-
-    build: Callable[..., nn.Module]
-    knobs: Mapping[str, Knob]
-    formula: str = ""
-    paper: str = ""
-    targets: tuple[str, ...] = ("hard",)  # of the objectness term, the default first
-    own: bool = True  # False: a user's class, which checks its own knobs
 
 
 _COMMON = {
@@ -139,7 +74,7 @@ class Registry:
             chosen = getattr(cls, "term", TERMS) if term is None else term
             terms = (chosen,) if isinstance(chosen, str) else tuple(chosen)
             formula = (inspect.getdoc(cls) or "").split("\n")[0]
-            row = Loss(cast(Any, cls), _signature_knobs(cls), formula, targets=("hard", "iou"), own=False)
+            row = Loss(cls, _signature_knobs(cls), formula, targets=("hard", "iou"), own=False)
             self.add(terms, name or cls.__name__, row)
             return cls
 
@@ -167,37 +102,7 @@ def _signature_knobs(cls: Any) -> dict[str, Knob]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# MMDetection's names: the same losses, their own defaults, and what has no meaning here.
-
-
-@dataclass(frozen=True)
-class MMDetName:
-    """How a class of MMDetection reads here; ``refuse`` is the reason why it does not."""
-
-    name: str = ""
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    must: Mapping[str, Any] = field(default_factory=dict)
-    refuse: str = ""
-
-
-_SIGMOID = {"use_sigmoid": True}
-MMDET = {
-    "CrossEntropyLoss": MMDetName("bce", must={"use_sigmoid": True, "use_mask": False}),
-    "FocalLoss": MMDetName("focal", must={"use_sigmoid": True, "activated": False}),
-    "VarifocalLoss": MMDetName("varifocal", must={"use_sigmoid": True}),
-    "IoULoss": MMDetName("iou", defaults={"mode": "log"}),
-    "GIoULoss": MMDetName("giou"),
-    "DIoULoss": MMDetName("diou"),
-    # MMDetection weighs the aspect ratio only where IoU > 0.5.
-    "CIoULoss": MMDetName("ciou", defaults={"gate": True}),
-    "L1Loss": MMDetName("l1"),
-    "EIoULoss": MMDetName(
-        refuse="MMDetection's EIoULoss is Extended-IoU, another loss than Efficient-IoU (2101.08158) with the same "
-        "letters; for Efficient-IoU write 'eiou'."
-    ),
-}
-# CrossEntropyLoss is a softmax unless it is told otherwise; the other classes default to what must be.
-_MUST_BE_SAID = {"CrossEntropyLoss": "use_sigmoid"}
+# From a spec to a checked dict and to a module.
 
 
 def _from_mmdet(term: str, spec: dict[str, Any]) -> dict[str, Any]:
@@ -207,23 +112,22 @@ def _from_mmdet(term: str, spec: dict[str, Any]) -> dict[str, Any]:
     known = MMDET[cls]
     if known.refuse:
         raise ConfigError(f"{where}: {known.refuse}")
+    if known.terms and term not in known.terms:
+        raise ConfigError(
+            f"{where} keeps MMDetection's meaning for {', '.join(known.terms)} only; here write {known.name!r}."
+        )
     for key, value in known.must.items():
-        given = spec.pop(key, None if _MUST_BE_SAID.get(cls) == key else value)
+        given = spec.pop(key, None if key in known.said else value)
         if given != value:
-            raise ConfigError(
-                f"{where}: only {key}={value} exists here, because YOLOX's scores are independent sigmoids; got {given!r}."
-            )
+            raise ConfigError(f"{where}: only {key}={value} exists here, because {known.why}; got {given!r}.")
+    spec = {known.renamed.get(key, key): value for key, value in spec.items()}
     # Their guard against 0/0. Ours leaves sane values as they are, so leaving out a small one changes nothing.
     eps = spec.pop("eps", 0.0) if term == "iou" else 0.0
     if not isinstance(eps, (int, float)) or not 0 <= eps <= 1e-6:
         raise ConfigError(f"{where}: eps is at most 1e-6 (the kit's losses are finite without it); got {eps!r}.")
     if cls == "IoULoss" and spec.pop("linear", False):
         spec["mode"] = "linear"
-    return {"type": known.name, **known.defaults, **spec}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# From a spec to a checked dict and to a module.
+    return {"type": known.name, **known.defaults, **{key: value for key, value in spec.items() if value is not None}}
 
 
 def resolve(term: str, spec: Any, registry: Registry | None = None) -> dict[str, Any]:
@@ -267,10 +171,10 @@ def resolve(term: str, spec: Any, registry: Registry | None = None) -> dict[str,
             resolved[key] = knob.default
         elif not loss.own and key in loss.knobs and key not in _COMMON:
             resolved[key] = spec[key]
-        elif key == "target" and spec[key] == "iou" and "iou" not in loss.targets and name == "focal":
+        elif key == "target" and spec[key] == "iou" and "iou" not in loss.targets:
             raise ConfigError(
-                "loss_obj: focal takes hard targets only: on a soft target it is not smallest at p = t, so the score "
-                "would not learn the IoU. Use target='hard', or bce or varifocal with target='iou'."
+                f"loss_obj: {name} takes hard targets only: on a soft target focal is not smallest at p = t, so "
+                "the score would not learn the IoU. Use target='hard', or bce, varifocal or quality_focal with target='iou'."
             )
         else:
             resolved[key] = (_COMMON.get(key) or knob).check(f"loss_{term}: {key} of {name!r}", spec[key])
@@ -306,12 +210,14 @@ def build_loss(term: str, spec: Any) -> nn.Module:
     loss = LOSSES.get(term, name)
     if loss.own:
         shared = {key: resolved.pop(key) for key in _COMMON}
-        kernel = cast(Callable[..., Tensor], loss.build)
-        return TermLoss(term, name, kernel, knobs=resolved, **shared)
+        return TermLoss(
+            term, name, loss.build, knobs=resolved, whole_set=loss.whole_set, wants=loss.wants, **shared
+        )
     for key, knob in _COMMON.items():
         if key not in loss.knobs and resolved.pop(key) != knob.default:
             raise ConfigError(f"loss_{term}: the constructor of {name!r} takes no {key!r}.")
-    return loss.build(**resolved)
+    module: nn.Module = loss.build(**resolved)
+    return module
 
 
 def register_loss(term: str, name: str) -> Callable[[_Class], _Class]:
@@ -325,79 +231,5 @@ def available_losses() -> dict[str, list[str]]:
 
 
 LOSSES = Registry()
-_ALPHA = Knob(3.0, low=0, open_low=True)
-_BOTH = ("hard", "iou")
-for _terms, _name, _loss in (
-    (
-        ("obj", "cls"),
-        "bce",
-        Loss(cast(Any, focal.bce), {}, "-t log p - (1-t) log(1-p)", "YOLOX 2107.08430", targets=_BOTH),
-    ),
-    (
-        ("obj", "cls"),
-        "focal",
-        Loss(
-            cast(Any, focal.focal),
-            {"alpha": Knob(0.25, low=0, high=1, also=(-1.0,)), "gamma": Knob(2.0, low=0)},
-            "alpha_t (1-p_t)^gamma BCE",
-            "1708.02002",
-        ),
-    ),
-    (
-        ("obj", "cls"),
-        "varifocal",
-        Loss(
-            cast(Any, focal.varifocal),
-            {"alpha": Knob(0.75, low=0), "gamma": Knob(2.0, low=0), "iou_weighted": Knob(True)},
-            "t > 0: t BCE(p, t); t = 0: alpha p^gamma BCE",
-            "2008.13367",
-            targets=("iou", "hard"),  # the paper's target is the IoU of the matched box
-        ),
-    ),
-    (
-        ("iou",),
-        "iou",
-        Loss(
-            cast(Any, iou.iou),
-            {"mode": Knob("square", choices=("square", "linear", "log"))},
-            "1 - IoU^2 | 1 - IoU | -log IoU",
-            "YOLOX 2107.08430, 1608.01471",
-        ),
-    ),
-    (("iou",), "giou", Loss(cast(Any, iou.giou), {}, "1 - IoU + (|C| - U)/|C|", "1902.09630")),
-    (("iou",), "diou", Loss(cast(Any, iou.diou), {}, "1 - IoU + rho2/c2", "1911.08287")),
-    (
-        ("iou",),
-        "ciou",
-        Loss(cast(Any, iou.ciou), {"gate": Knob(False)}, "1 - IoU + rho2/c2 + a v", "1911.08287, 2005.03572"),
-    ),
-    (("iou",), "eiou", Loss(cast(Any, iou.eiou), {}, "1 - IoU + rho2/c2 + dw2/Cw2 + dh2/Ch2", "2101.08158")),
-    (("iou",), "alpha_iou", Loss(cast(Any, iou.alpha_iou), {"alpha": _ALPHA}, "1 - IoU^alpha", "2110.13675")),
-    (
-        ("iou",),
-        "alpha_giou",
-        Loss(cast(Any, iou.alpha_giou), {"alpha": _ALPHA}, "1 - IoU^alpha + ((|C| - U)/|C|)^alpha", "2110.13675"),
-    ),
-    (
-        ("iou",),
-        "alpha_diou",
-        Loss(cast(Any, iou.alpha_diou), {"alpha": _ALPHA}, "1 - IoU^alpha + (rho2/c2)^alpha", "2110.13675"),
-    ),
-    (
-        ("iou",),
-        "alpha_ciou",
-        Loss(cast(Any, iou.alpha_ciou), {"alpha": _ALPHA}, "1 - IoU^alpha + (rho2/c2)^alpha + (a v)^alpha", "2110.13675"),
-    ),
-    (
-        ("iou",),
-        "alpha_eiou",
-        Loss(
-            cast(Any, iou.alpha_eiou),
-            {"alpha": _ALPHA},
-            "1 - IoU^alpha + (rho2/c2)^alpha + (dw2/Cw2)^alpha + (dh2/Ch2)^alpha",
-            "2110.13675, 2101.08158",
-        ),
-    ),
-    (("l1",), "l1", Loss(cast(Any, l1.l1), {}, "|d|", "YOLOX 2107.08430")),
-):
+for _terms, _name, _loss in ROWS:
     LOSSES.add(_terms, _name, _loss)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .boxes import upcast
+from .state import RunningKernel
 
 REDUCTIONS = ("none", "mean", "sum")
 
@@ -22,8 +23,13 @@ class TermLoss(nn.Module):
     Args:
         term: ``obj``, ``cls``, ``iou`` or ``l1``; decides the shapes that are accepted.
         name: the loss's name, for messages.
-        kernel: ``kernel(pred, target, **knobs)``, element by element.
+        kernel: ``kernel(pred, target, **knobs)``, element by element; a class (`RunningKernel`) is built with the knobs
+            and then called without them.
         knobs: the loss's own knobs.
+        whole_set: the kernel weighs and averages over the set itself: it is called as ``kernel(pred, target, weight,
+            **knobs)``. For the loss stage: no ``avg_factor`` divides it.
+        wants: facts of the batch for the loss stage to pass along, of ``image_size`` (H, W) and ``images`` (a number);
+            a knob of that name comes first.
         loss_weight: factor on the result.
         reduction: ``none``, ``mean`` or ``sum``.
     """
@@ -32,14 +38,18 @@ class TermLoss(nn.Module):
         self,
         term: str,
         name: str,
-        kernel: Callable[..., Tensor],
+        kernel: Callable[..., Tensor] | type[RunningKernel],
         knobs: dict[str, Any] | None = None,
         loss_weight: float = 1.0,
         reduction: str = "mean",
+        whole_set: bool = False,
+        wants: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
-        self.term, self.name, self.kernel = term, name, kernel
+        self.term, self.name = term, name
         self.knobs = dict(knobs or {})
+        self.kernel = kernel(**self.knobs) if isinstance(kernel, type) else kernel
+        self.whole_set, self.wants = whole_set, wants
         self.loss_weight = loss_weight
         self.reduction = reduction
 
@@ -50,16 +60,19 @@ class TermLoss(nn.Module):
         weight: Tensor | None = None,
         avg_factor: float | Tensor | None = None,
         reduction_override: str | None = None,
+        **facts: Any,
     ) -> Tensor:
         """Loss of ``pred`` against ``target``.
 
         Args:
-            pred: ``iou``: ``(N, 4)`` boxes (cx, cy, w, h) in px; ``obj``/``cls``: logits of any shape; ``l1``: ``(N, 4)``
-                encoded offsets. Half precision is computed in fp32.
+            pred: ``iou``: ``(N, 4)`` boxes (cx, cy, w, h) in px; ``obj``/``cls``: logits of any shape; ``l1``:
+                ``(N, 4)`` encoded offsets. Half precision is computed in fp32.
             target: the same shape.
-            weight: factor an element: the shape of the element-wise loss, or ``(N,)``.
+            weight: factor an element: the shape of the element-wise loss, or ``(N,)``. A loss of a whole set (Dice,
+                GHM-C) weighs the element's part in its sums.
             avg_factor: ``mean`` becomes sum / avg_factor.
             reduction_override: takes the place of the module's ``reduction`` for this call.
+            facts: of the batch, those named in ``wants``.
 
         Raises:
             ValueError: shapes that do not fit, an unknown reduction, ``sum`` with ``avg_factor``.
@@ -77,15 +90,23 @@ class TermLoss(nn.Module):
         if self.term in ("iou", "l1") and (pred.dim() != 2 or pred.shape[1] != 4):
             raise ValueError(f"{self.name}: boxes are (N, 4); got {tuple(pred.shape)}")
         with torch.autocast(pred.device.type, enabled=False):
-            loss = self.kernel(*upcast(pred, target), **self.knobs)
-            if weight is not None:
-                loss = loss * self._fit(weight, loss)
+            loss = self._elements(*upcast(pred, target), weight, facts)
             if reduction == "sum":
                 loss = loss.sum()
             elif reduction == "mean":
                 # An empty set has no mean but it has a sum: 0, with a gradient of nothing.
                 loss = loss.sum() / (max(loss.numel(), 1) if avg_factor is None else avg_factor)
             return loss if self.loss_weight == 1 else self.loss_weight * loss
+
+    def _elements(self, pred: Tensor, target: Tensor, weight: Tensor | None, facts: dict[str, Any]) -> Tensor:
+        """The weighted loss before its reduction."""
+        knobs = {} if isinstance(self.kernel, nn.Module) else self.knobs
+        knobs = {**facts, **{key: value for key, value in knobs.items() if value is not None}}
+        if self.whole_set:
+            weight = None if weight is None else self._fit(weight, pred).expand_as(pred)
+            return self.kernel(pred, target, weight, **knobs)
+        loss = self.kernel(pred, target, **knobs)
+        return loss if weight is None else loss * self._fit(weight, loss)
 
     def _fit(self, weight: Tensor, loss: Tensor) -> Tensor:
         """The weight in the shape of the element-wise loss."""

@@ -1,0 +1,321 @@
+"""The kit's losses, a row each, and MMDetection's names for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .knobs import Knob, factor_or_factors, factors_or_named, size
+from .losses import focal, iou, l1, region
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What fills a term under a name.
+
+    Attributes:
+        build: the kernel; for a user's own loss, the class.
+        knobs: its settings.
+        formula, paper: one line each.
+        targets: which targets of the objectness term it can have, the default first.
+        whole_set: it weighs and averages over its set itself, so no ``avg_factor`` divides it.
+        wants: facts of the batch that it asks the loss stage for.
+        own: False for a user's class, which checks its own knobs.
+    """
+
+    build: Callable[..., Any]
+    knobs: Mapping[str, Knob] = field(default_factory=dict)
+    formula: str = ""
+    paper: str = ""
+    targets: tuple[str, ...] = ("hard",)
+    whole_set: bool = False
+    wants: tuple[str, ...] = ()
+    own: bool = True
+
+
+_HARD_OR_IOU = ("hard", "iou")
+_IOU_OR_HARD = ("iou", "hard")
+_FOCAL = {"alpha": Knob(0.25, low=0, high=1, also=(-1.0,)), "gamma": Knob(2.0, low=0)}
+_SMOOTH = Knob(1.0, low=1e-6)  # less is 0 in fp32, and 0/0 in an image without a box
+_DICE = {"smooth": _SMOOTH, "squared": Knob(False)}
+_TVERSKY = {"alpha": Knob(0.3, low=0), "beta": Knob(0.7, low=0), "smooth": _SMOOTH}
+_DICE_FOCAL = {**_DICE, **_FOCAL, "weight": Knob(1.0, low=0)}
+# Foreground anchors have no order by image, so only the objectness map can be told apart by image.
+_SCOPE = {"scope": Knob("batch", choices=("batch", "image"))}
+_POS_WEIGHT = Knob(
+    1.0, parse=factor_or_factors, words="a number at least 0, or a list of such numbers, one a class"
+)
+_CLASS_WEIGHT = Knob(
+    None,
+    parse=factors_or_named,
+    words="a list of numbers at least 0, one a class, or a dict from class names to such numbers, or None",
+)
+_ALPHA = {"alpha": Knob(3.0, low=0, open_low=True)}
+_RATIO = {"ratio": Knob(0.75, low=0, open_low=True)}
+
+_BCE = ("-t log p - (1-t) log(1-p)", "YOLOX 2107.08430")
+_DICE_TEXT = ("1 - (2 sum p t + s)/(sum p + sum t + s)", "1606.04797")
+_TVERSKY_TEXT = ("1 - (TP + s)/(TP + alpha FP + beta FN + s)", "1706.05721")
+_DICE_FOCAL_TEXT = ("dice + weight x mean focal", "1606.04797, 1708.02002")
+
+# (terms, name, loss), in the order in which `list` shows them
+ROWS: tuple[tuple[tuple[str, ...], str, Loss], ...] = (
+    (("obj",), "bce", Loss(focal.bce, {"pos_weight": Knob(1.0, low=0)}, *_BCE, targets=_HARD_OR_IOU)),
+    (("cls",), "bce", Loss(focal.bce, {"pos_weight": _POS_WEIGHT, "class_weight": _CLASS_WEIGHT}, *_BCE)),
+    (("obj", "cls"), "focal", Loss(focal.focal, _FOCAL, "alpha_t (1-p_t)^gamma BCE", "1708.02002")),
+    (
+        ("obj", "cls"),
+        "varifocal",
+        Loss(
+            focal.varifocal,
+            {"alpha": Knob(0.75, low=0), "gamma": Knob(2.0, low=0), "iou_weighted": Knob(True)},
+            "t > 0: t BCE(p, t); t = 0: alpha p^gamma BCE",
+            "2008.13367",
+            targets=_IOU_OR_HARD,  # the paper's target is the IoU of the matched box
+        ),
+    ),
+    (
+        ("obj", "cls"),
+        "quality_focal",
+        Loss(
+            focal.quality_focal,
+            {"beta": Knob(2.0, low=0)},
+            "|t - p|^beta BCE(p, t)",
+            "2006.04388",
+            targets=_IOU_OR_HARD,  # the same
+        ),
+    ),
+    (
+        ("obj", "cls"),
+        "ghmc",
+        Loss(
+            focal.GHMC,
+            {"bins": Knob(10, low=1, high=1000), "momentum": Knob(0.0, low=0, high=1, open_high=True)},
+            "BCE / (bins in use x elements in the bin of |p - t|)",
+            "1811.05181",
+            targets=_HARD_OR_IOU,
+            whole_set=True,
+        ),
+    ),
+    (
+        ("obj",),
+        "dice",
+        Loss(region.dice, {**_DICE, **_SCOPE}, *_DICE_TEXT, targets=_HARD_OR_IOU, whole_set=True, wants=("images",)),
+    ),
+    (("cls",), "dice", Loss(region.dice, _DICE, *_DICE_TEXT, whole_set=True)),
+    (
+        ("obj",),
+        "tversky",
+        Loss(
+            region.tversky,
+            {**_TVERSKY, **_SCOPE},
+            *_TVERSKY_TEXT,
+            targets=_HARD_OR_IOU,
+            whole_set=True,
+            wants=("images",),
+        ),
+    ),
+    (("cls",), "tversky", Loss(region.tversky, _TVERSKY, *_TVERSKY_TEXT, whole_set=True)),
+    (
+        ("obj",),
+        "dice_focal",
+        Loss(region.dice_focal, {**_DICE_FOCAL, **_SCOPE}, *_DICE_FOCAL_TEXT, whole_set=True, wants=("images",)),
+    ),
+    (("cls",), "dice_focal", Loss(region.dice_focal, _DICE_FOCAL, *_DICE_FOCAL_TEXT, whole_set=True)),
+    (
+        ("iou",),
+        "iou",
+        Loss(
+            iou.iou,
+            {"mode": Knob("square", choices=("square", "linear", "log"))},
+            "1 - IoU^2 | 1 - IoU | -log IoU",
+            "YOLOX 2107.08430, 1608.01471",
+        ),
+    ),
+    (("iou",), "giou", Loss(iou.giou, {}, "1 - IoU + (|C| - U)/|C|", "1902.09630")),
+    (("iou",), "diou", Loss(iou.diou, {}, "1 - IoU + rho2/c2", "1911.08287")),
+    (("iou",), "ciou", Loss(iou.ciou, {"gate": Knob(False)}, "1 - IoU + rho2/c2 + a v", "1911.08287, 2005.03572")),
+    (("iou",), "eiou", Loss(iou.eiou, {}, "1 - IoU + rho2/c2 + dw2/Cw2 + dh2/Ch2", "2101.08158")),
+    (
+        ("iou",),
+        "focal_eiou",
+        Loss(iou.focal_eiou, {"gamma": Knob(0.5, low=0, open_low=True)}, "IoU^gamma EIoU", "2101.08158"),
+    ),
+    (("iou",), "alpha_iou", Loss(iou.alpha_iou, _ALPHA, "1 - IoU^alpha", "2110.13675")),
+    (("iou",), "alpha_giou", Loss(iou.alpha_giou, _ALPHA, "1 - IoU^alpha + ((|C| - U)/|C|)^alpha", "2110.13675")),
+    (("iou",), "alpha_diou", Loss(iou.alpha_diou, _ALPHA, "1 - IoU^alpha + (rho2/c2)^alpha", "2110.13675")),
+    (
+        ("iou",),
+        "alpha_ciou",
+        Loss(iou.alpha_ciou, _ALPHA, "1 - IoU^alpha + (rho2/c2)^alpha + (a v)^alpha", "2110.13675"),
+    ),
+    (
+        ("iou",),
+        "alpha_eiou",
+        Loss(
+            iou.alpha_eiou,
+            _ALPHA,
+            "1 - IoU^alpha + (rho2/c2)^alpha + (dw2/Cw2)^alpha + (dh2/Ch2)^alpha",
+            "2110.13675, 2101.08158",
+        ),
+    ),
+    (
+        ("iou",),
+        "siou",
+        Loss(iou.siou, {"theta": Knob(4.0, low=1)}, "1 - IoU + (distance by angle + shape^theta)/2", "2205.12740"),
+    ),
+    (
+        ("iou",),
+        "wiou",
+        Loss(
+            iou.WIoU,
+            {
+                "version": Knob(3, choices=(1, 2, 3)),
+                "alpha": Knob(1.9, low=1, open_low=True),
+                "delta": Knob(3.0, low=0, open_low=True),
+                "momentum": Knob(0.01, low=0, high=1),
+            },
+            "w exp(rho2/c2) (1 - IoU); v1: w = 1, v2: sqrt(b), v3: b/(delta alpha^(b-delta)); b = (1-IoU)/mean",
+            "2301.10051",
+        ),
+    ),
+    (
+        ("iou",),
+        "mpdiou",
+        Loss(
+            iou.mpdiou,
+            {"image_size": Knob(None, parse=size, words="(height, width) in px, or None: the batch's")},
+            "1 - IoU + (d_topleft2 + d_bottomright2)/(H2 + W2)",
+            "2307.07662",
+            wants=("image_size",),
+        ),
+    ),
+    (("iou",), "inner_iou", Loss(iou.inner_iou, _RATIO, "1 - IoU_inner", "2311.02877")),
+    (("iou",), "inner_giou", Loss(iou.inner_giou, _RATIO, "GIoU + IoU - IoU_inner", "2311.02877")),
+    (("iou",), "inner_diou", Loss(iou.inner_diou, _RATIO, "DIoU + IoU - IoU_inner", "2311.02877")),
+    (("iou",), "inner_ciou", Loss(iou.inner_ciou, _RATIO, "CIoU + IoU - IoU_inner", "2311.02877")),
+    (("iou",), "inner_eiou", Loss(iou.inner_eiou, _RATIO, "EIoU + IoU - IoU_inner", "2311.02877")),
+    (("iou",), "inner_siou", Loss(iou.inner_siou, _RATIO, "SIoU + IoU - IoU_inner", "2311.02877")),
+    (
+        ("iou",),
+        "shape_iou",
+        Loss(
+            iou.shape_iou,
+            {"scale": Knob(0.0, low=0)},
+            "1 - IoU + (hh dx2 + ww dy2)/c2 + shape/2, weights by the target's shape^scale",
+            "2312.17663",
+        ),
+    ),
+    (
+        ("iou",),
+        "piou",
+        Loss(
+            iou.piou,
+            {"version": Knob(2, choices=(1, 2)), "lambda_": Knob(1.3, low=0, open_low=True)},
+            "v1: 2 - IoU - exp(-P2); v2: 3 x exp(-x2) v1, x = lambda exp(-P)",
+            "Powerful-IoU, Neural Networks 170 (2024)",
+        ),
+    ),
+    (
+        ("iou",),
+        "nwd",
+        Loss(iou.nwd, {"constant": Knob(12.8, low=1e-3)}, "1 - exp(-W/constant)", "2110.13389"),
+    ),
+    (("l1",), "l1", Loss(l1.l1, {}, "|d|", "YOLOX 2107.08430")),
+    (
+        ("l1",),
+        "smooth_l1",
+        Loss(l1.smooth_l1, {"beta": Knob(1.0, low=1e-6)}, "|d| < beta: d2/(2 beta), else |d| - beta/2", "1504.08083"),
+    ),
+    (("l1",), "l2", Loss(l1.l2, {}, "d2", "squared error")),
+    (
+        ("l1",),
+        "balanced_l1",
+        Loss(
+            l1.balanced_l1,
+            # Within these, exp(gamma/alpha) has room in fp32.
+            {
+                "alpha": Knob(0.5, low=0.1),
+                "gamma": Knob(1.5, low=0, high=3, open_low=True),
+                "beta": Knob(1.0, low=1e-3),
+            },
+            "|d| < beta: alpha/b (b|d| + 1) ln(b|d|/beta + 1) - alpha|d|, else gamma|d| + gamma/b - alpha beta",
+            "1904.02701",
+        ),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class MMDetName:
+    """How a class of MMDetection reads here.
+
+    Attributes:
+        name: the kit's loss.
+        defaults: MMDetection's own defaults where they differ.
+        must: what its knobs have to be, because nothing else has a meaning here, and why.
+        said: whether ``must`` has to be written, because MMDetection's default is something else.
+        renamed: its knobs that have another name here.
+        terms: the terms in which its meaning is kept; all that have the loss if empty.
+        refuse: the reason why it does not read at all.
+    """
+
+    name: str = ""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    must: Mapping[str, Any] = field(default_factory=dict)
+    said: tuple[str, ...] = ()
+    why: str = "YOLOX's scores are independent sigmoids of logits"
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    terms: tuple[str, ...] = ()
+    refuse: str = ""
+
+
+MMDET = {
+    # MMDetection hands class_weight to the sigmoid form as PyTorch's pos_weight.
+    "CrossEntropyLoss": MMDetName(
+        "bce",
+        must={"use_sigmoid": True, "use_mask": False},
+        said=("use_sigmoid",),
+        renamed={"class_weight": "pos_weight"},
+    ),
+    "FocalLoss": MMDetName("focal", must={"use_sigmoid": True, "activated": False}),
+    "VarifocalLoss": MMDetName("varifocal", must={"use_sigmoid": True}),
+    "QualityFocalLoss": MMDetName("quality_focal", must={"use_sigmoid": True, "activated": False}),
+    "GHMC": MMDetName("ghmc", must={"use_sigmoid": True}),
+    # A set of MMDetection's is one row of its input: a mask, which is an image's objectness here.
+    "DiceLoss": MMDetName(
+        "dice",
+        defaults={"scope": "image", "smooth": 1e-3},
+        must={"use_sigmoid": True, "activate": True, "naive_dice": True},
+        said=("naive_dice",),
+        why="the loss starts from logits, and MMDetection's default denominator makes an image without a box cost 1 "
+        "whatever is predicted; for squared terms write dict(type='dice', squared=True)",
+        renamed={"eps": "smooth"},
+        terms=("obj",),
+    ),
+    "TverskyLoss": MMDetName(
+        refuse="MMSegmentation's TverskyLoss is a softmax over classes, and YOLOX's scores are independent sigmoids; "
+        "for the same formula on them write 'tversky' (alpha and beta mean the same)."
+    ),
+    "IoULoss": MMDetName("iou", defaults={"mode": "log"}),
+    "GIoULoss": MMDetName("giou"),
+    "DIoULoss": MMDetName("diou"),
+    # MMDetection weighs the aspect ratio only where IoU > 0.5.
+    "CIoULoss": MMDetName("ciou", defaults={"gate": True}),
+    "SIoULoss": MMDetName(
+        "siou",
+        must={"neg_gamma": True},
+        said=("neg_gamma",),
+        why="MMDetection's default, neg_gamma=False, has the sign of the distance cost flipped against the paper, so "
+        "that boxes are pushed apart",
+    ),
+    "EIoULoss": MMDetName(
+        refuse="MMDetection's EIoULoss is Extended-IoU, another loss than Efficient-IoU (2101.08158) with the same "
+        "letters; for Efficient-IoU write 'eiou'."
+    ),
+    "L1Loss": MMDetName("l1"),
+    "SmoothL1Loss": MMDetName("smooth_l1"),
+    "MSELoss": MMDetName("l2"),
+    "BalancedL1Loss": MMDetName("balanced_l1"),
+}
