@@ -8,8 +8,8 @@ from conftest import ROOT
 PACKAGE = ROOT / "yolox_loss_patch"
 HOST = {"hosts", "stage", "assign", "exp", "train"}
 # exp file -> config -> registry -> losses -> stage -> trainer -> record -> compare: each may import what stands before it
-ORDER = ["errors", "losses", "registry", "config", "assign", "hosts", "stage", "patch", "exp", "record", "data",
-         "evaluator", "train", "compare", "cli", "__main__", "__init__"]  # fmt: skip
+ORDER = ["errors", "losses", "knobs", "catalogue", "registry", "testing", "assign", "hosts", "config", "stage", "patch",
+         "exp", "record", "data", "evaluator", "train", "compare", "plot", "cli", "__main__", "__init__"]  # fmt: skip
 
 
 def modules():

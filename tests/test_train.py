@@ -58,7 +58,7 @@ def test_a_run_leaves_what_the_design_says(straight):
     assert facts["losses"]["loss_obj"] == "varifocal"
     assert facts["resolved_losses"]["obj"] == {
         "type": "varifocal", "alpha": 0.75, "gamma": 2.0, "iou_weighted": True,
-        "loss_weight": 1.0, "reduction": "mean", "target": "iou",
+        "loss_weight": 1.0, "reduction": "mean", "avg_factor": "num_fg", "target": "iou", "sampler": None,
     }  # fmt: skip
     assert facts["seed"] == 3 and facts["exp"]["max_epoch"] == 4 and facts["args"]["batch_size"] == 8
     assert facts["data"]["train"]["images"] == 24 and len(facts["data"]["train"]["sha256"]) == 64
@@ -138,6 +138,20 @@ def test_a_run_that_was_stopped_goes_on_exactly(straight, work, epoch, iteration
     for row in (*rows[0], *rows[1]):
         row.pop("seconds")
     assert rows[0] == rows[1]
+
+
+def test_losses_with_a_memory_go_on_exactly_and_the_l1_term_starts_when_asked(work):
+    """Their running means are no weights and stand in no checkpoint, yet a resumed run has them."""
+    losses = (
+        "loss_obj", "{'type': 'ghmc', 'momentum': 0.5}", "loss_iou", "wiou", "loss_l1.start_epoch", "2", "max_epoch", "3",
+    )  # fmt: skip
+    cli(work, *TRAIN, *losses, "exp_name", "straight")
+    with (work / "tiny.py").open("a") as file:
+        file.write(crash_at(3).format(signal="SIGKILL"))
+    assert cli(work, *TRAIN, *losses, check=False, CRASH="1").returncode == -signal.SIGKILL
+    cli(work, *TRAIN, "--resume", *losses)
+    assert_same(checkpoint(run_folder(work, "straight"))["model"], checkpoint(run_folder(work))["model"])
+    assert [row["l1_loss"] > 0 for row in read_metrics(run_folder(work))] == [False, True, True]
 
 
 def test_a_kill_between_the_two_files_of_a_checkpoint_loses_nothing(straight, work, monkeypatch):

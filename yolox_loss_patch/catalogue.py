@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .knobs import Knob, factor_or_factors, factors_or_named, size
+from .knobs import Knob, factor_or_factors, factors, size
 from .losses import focal, iou, l1, region
 
 
@@ -43,14 +43,9 @@ _TVERSKY = {"alpha": Knob(0.3, low=0), "beta": Knob(0.7, low=0), "smooth": _SMOO
 _DICE_FOCAL = {**_DICE, **_FOCAL, "weight": Knob(1.0, low=0)}
 # Foreground anchors have no order by image, so only the objectness map can be told apart by image.
 _SCOPE = {"scope": Knob("batch", choices=("batch", "image"))}
-_POS_WEIGHT = Knob(
-    1.0, parse=factor_or_factors, words="a number at least 0, or a list of such numbers, one a class"
-)
-_CLASS_WEIGHT = Knob(
-    None,
-    parse=factors_or_named,
-    words="a list of numbers at least 0, one a class, or a dict from class names to such numbers, or None",
-)
+_PER_CLASS = "a list of numbers at least 0, one a class, or a dict from class names to such numbers"
+_POS_WEIGHT = Knob(1.0, parse=factor_or_factors, words=f"a number at least 0, or {_PER_CLASS}")
+_CLASS_WEIGHT = Knob(None, parse=factors, words=f"None, or {_PER_CLASS}")
 _ALPHA = {"alpha": Knob(3.0, low=0, open_low=True)}
 _RATIO = {"ratio": Knob(0.75, low=0, open_low=True)}
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+import functools
+import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from . import hosts
 from .errors import ConfigError
 from .registry import TERMS, nearest, resolve
 
@@ -63,6 +67,7 @@ class LossConfig:
         """The config of an experiment: its ``loss_*`` attributes, the default where it has none.
 
         ``loss_bbox`` is another name of ``loss_iou``; an experiment that sets both to different losses is an error.
+        Weights by class name become a list, in the order of the classes of the experiment's annotation file.
         """
         specs = {key: copy.deepcopy(getattr(exp, key)) for key in (*KEYS, "loss_assign") if hasattr(exp, key)}
         for alias, key in ALIASES.items():
@@ -74,6 +79,8 @@ class LossConfig:
             if given != default and given != spec:
                 raise ConfigError(f"{alias} is another name of {key}; they say {spec!r} and {given!r}. Keep one.")
             specs[key] = copy.deepcopy(spec)
+        if "loss_cls" in specs:
+            specs["loss_cls"] = _with_class_numbers(exp, specs["loss_cls"])
         return cls(**specs)
 
     def to_dict(self) -> dict[str, Any]:
@@ -104,3 +111,54 @@ class LossConfig:
             knobs = ", ".join(f"{key}={value!r}" for key, value in spec.items() if key != "type")
             parts.append(f"loss_{term}={spec['type']}({knobs})")
         return "  ".join([*parts, f"loss_assign={self.loss_assign}"])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Weights by class.
+
+
+def _with_class_numbers(exp: Any, spec: Any) -> Any:
+    """The spec of the class term with a list where it has weights by name, checked against the number of classes."""
+    resolved = resolve("cls", spec)
+    for key in ("class_weight", "pos_weight"):
+        weights = resolved.get(key)
+        if resolved["type"] != "bce" or not isinstance(weights, (dict, tuple)):
+            continue
+        if isinstance(weights, dict):
+            names = _class_names(exp)
+            for name in weights:
+                if name not in names:
+                    raise ConfigError(
+                        f"loss_cls: {key}: there is no class {name!r}.{nearest(name, names)} The annotation file has: "
+                        f"{', '.join(names)}."
+                    )
+            weights = tuple(weights.get(name, 1.0) for name in names)  # a class not named has weight 1
+            resolved[key] = list(weights)
+            spec = resolved
+        if len(weights) != exp.num_classes:
+            raise ConfigError(
+                f"loss_cls: {key} has {len(weights)} numbers, and the experiment has num_classes = {exp.num_classes}."
+            )
+    return spec
+
+
+def _class_names(exp: Any) -> list[str]:
+    """The names of the classes in the order of their numbers, from the experiment's annotation file."""
+    folder = getattr(exp, "data_dir", None) or hosts.default_data_dir()
+    path = os.path.join(folder, "annotations", str(getattr(exp, "train_ann", "")))
+    try:
+        return _read_class_names(path, os.path.getmtime(path))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            "loss_cls has weights by class name, and the names stand in the annotation file (COCO format), which cannot "
+            f"be read: {error}. Set data_dir and train_ann, or write the weights as a list, one number a class."
+        ) from error
+
+
+@functools.lru_cache(maxsize=4)
+def _read_class_names(path: str, changed: float) -> list[str]:
+    """Read once, as the annotations of a large set take seconds; ``changed``, the file's time, has it read anew."""
+    with open(path) as file:
+        categories = json.load(file)["categories"]
+    # YOLOX numbers the classes by their ids in ascending order.
+    return [category["name"] for category in sorted(categories, key=lambda category: category["id"])]

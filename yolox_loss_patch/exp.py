@@ -18,6 +18,7 @@ from .config import ALIASES, KEYS, LossConfig
 from .errors import ConfigError
 from .patch import patch_model, stage_of, unpatch_model
 from .registry import nearest
+from .stage import ElementWeights
 
 # Settings that YOLOX reads although its own Exp does not set them.
 _OPTIONAL = ("random_size",)
@@ -32,6 +33,11 @@ class LossExp:
         loss_obj, loss_cls, loss_iou, loss_l1: a name or a dict with ``type`` and knobs; stock YOLOX by default.
             ``loss_bbox`` is another name of ``loss_iou``.
         loss_assign: ``auto``, ``fast`` or ``host``, see `LossConfig`.
+
+    A method ``loss_weights(self, assignment)`` of the experiment weighs the elements of each batch: it gets an
+    `yolox_loss_patch.assign.Assignment` and returns a dict (or None) with any of ``label_weights`` ``(num_fg,)`` or
+    ``(num_fg, C)`` for the class term, ``bbox_weights`` ``(num_fg,)`` for the box and L1 terms, ``obj_weights``
+    ``(B * A,)`` for the objectness term.
 
     The model is patched where it is built, so the losses are there in every process that builds it: YOLOX's own
     ``tools.train``, spawned workers, notebooks.
@@ -56,7 +62,12 @@ class LossExp:
         stage = stage_of(model)
         if stage is not None and stage.config != config:
             unpatch_model(model)  # YOLOX keeps the model on the experiment; the experiment was changed since
-        return patch_model(model, config)
+        patch_model(model, config)
+        stage = stage_of(model)
+        weigh = getattr(self, "loss_weights", None)
+        if stage is not None and weigh is not None:
+            stage.element_weights = ElementWeights(weigh)
+        return model
 
     def get_trainer(self, args: Any) -> Any:
         """The kit's trainer, which runs on any device; a trainer of the base's own is left in its place."""

@@ -28,7 +28,8 @@ class Knob:
 
     ``low`` and ``high`` bound a number (``open_low``, ``open_high``: the bound itself is out), ``also`` are values
     allowed besides; a default of type int asks for a whole number. ``choices`` are the words or whole numbers allowed.
-    Anything else has a ``parse`` that returns the value in its own type or None, and ``words`` that say what is allowed.
+    Anything else has a ``parse`` that returns the value in its own type or raises ValueError, and ``words`` that say
+    what is allowed; None is allowed where it is the default.
     """
 
     default: Any
@@ -59,10 +60,12 @@ class Knob:
         """The value in the knob's type; `ConfigError` when it is not allowed."""
         error = ConfigError(f"{where} is {self.allowed()}; got {value!r}.")
         if self.parse is not None:
-            parsed = None if value is None else self.parse(value)
-            if parsed is None and value != self.default:
-                raise error
-            return parsed
+            try:
+                return None if value is None and self.default is None else self.parse(value)
+            except ConfigError:
+                raise
+            except ValueError:
+                raise error from None
         if self.choices:
             if value not in self.choices or isinstance(value, bool):
                 raise ConfigError(f"{error}{nearest(value, map(str, self.choices))}")
@@ -84,28 +87,70 @@ class Knob:
         return int(value)
 
 
-def size(value: Any) -> tuple[float, float] | None:
+def size(value: Any) -> tuple[float, float]:
     """(height, width), both above 0."""
-    if isinstance(value, Sequence) and len(value) == 2 and all(is_number(side) and side > 0 for side in value):
-        return float(value[0]), float(value[1])
-    return None
+    if not isinstance(value, Sequence) or len(value) != 2 or not all(is_number(side) and side > 0 for side in value):
+        raise ValueError
+    return float(value[0]), float(value[1])
 
 
-def factors(value: Any) -> tuple[float, ...] | None:
-    """One number a class, none below 0."""
-    if isinstance(value, Sequence) and not isinstance(value, str) and value:
-        return tuple(map(float, value)) if all(is_number(v) and v >= 0 for v in value) else None
-    return None
+def first_epoch(value: Any) -> int:
+    """An epoch as the log counts them, from 1."""
+    if not is_number(value) or value < 1 or value != int(value):
+        raise ValueError
+    return int(value)
 
 
-def factor_or_factors(value: Any) -> float | tuple[float, ...] | None:
-    """One number for all classes, or one a class, none below 0."""
-    return float(value) if is_number(value) and value >= 0 else factors(value)
+def _factor(value: Any) -> float:
+    if not is_number(value) or value < 0:
+        raise ValueError
+    return float(value)
 
 
-def factors_or_named(value: Any) -> tuple[float, ...] | dict[str, float] | None:
-    """One number a class as a list, or by the class's name."""
-    if isinstance(value, Mapping) and value:
-        sane = all(isinstance(name, str) and is_number(v) and v >= 0 for name, v in value.items())
-        return {name: float(v) for name, v in value.items()} if sane else None
-    return factors(value)
+def factors(value: Any) -> tuple[float, ...] | dict[str, float]:
+    """One number a class, none below 0, as a list or by the class's name."""
+    if isinstance(value, str) or not isinstance(value, (Sequence, Mapping)) or not value:
+        raise ValueError
+    if isinstance(value, Mapping):
+        return {str(name): _factor(number) for name, number in value.items()}
+    return tuple(map(_factor, value))
+
+
+def factor_or_factors(value: Any) -> float | tuple[float, ...] | dict[str, float]:
+    """One number for all classes, or one a class."""
+    return factors(value) if isinstance(value, (Sequence, Mapping)) else _factor(value)
+
+
+_RANDOM_SAMPLER = {
+    "num": Knob(256, low=1),
+    "pos_fraction": Knob(0.5, low=0, high=1),
+    "neg_pos_ub": Knob(-1.0, low=0, also=(-1.0,)),
+}
+
+
+def sampler(value: Any) -> dict[str, Any] | None:
+    """A sampler's config as MMDetection writes it, every knob spelt out; None for the one that takes all anchors."""
+    if not isinstance(value, Mapping):
+        raise ValueError
+    knobs = dict(value)
+    name = knobs.pop("type", None)
+    if name == "PseudoSampler" and not knobs:
+        return None
+    if name != "RandomSampler":
+        raise ValueError
+    if knobs.pop("add_gt_as_proposals", False) is not False:
+        raise ConfigError(
+            "loss_obj: the sampler cannot have add_gt_as_proposals=True: YOLOX's anchors are the cells of a grid, and "
+            "a ground-truth box is none. Write add_gt_as_proposals=False."
+        )
+    for key in knobs:
+        if key not in _RANDOM_SAMPLER:
+            choices = [*_RANDOM_SAMPLER, "add_gt_as_proposals"]
+            raise ConfigError(
+                f"loss_obj: RandomSampler has no knob {key!r}.{nearest(key, choices)} It has: {', '.join(choices)}."
+            )
+    checked = {
+        key: knob.check(f"loss_obj: {key} of RandomSampler", knobs.get(key, knob.default))
+        for key, knob in _RANDOM_SAMPLER.items()
+    }
+    return {"type": name, **checked}

@@ -15,7 +15,7 @@ from torch import nn
 
 from .catalogue import MMDET, ROWS, Loss
 from .errors import ConfigError
-from .knobs import Knob, nearest
+from .knobs import Knob, first_epoch, nearest, sampler
 from .losses.terms import TermLoss
 
 TERMS = ("obj", "cls", "iou", "l1")
@@ -26,6 +26,29 @@ _COMMON = {
     "loss_weight": Knob(1.0, low=0),
     "reduction": Knob("mean", choices=("mean", "sum", "none")),
 }
+# What the loss stage does before and after the loss itself; a user's own losses have these too.
+_AVG_FACTOR = Knob("num_fg", choices=("num_fg", "num_gt", "batch", "global"))
+_SAMPLER = Knob(
+    None,
+    parse=sampler,
+    words="None, or dict(type='RandomSampler', num=256, pos_fraction=0.5, neg_pos_ub=-1, add_gt_as_proposals=False)",
+)
+_START_EPOCH = Knob(
+    None,
+    parse=first_epoch,
+    words="a whole number at least 1 (an epoch as the log counts), or None: YOLOX's no_aug_epochs",
+)
+STAGE_KNOBS = ("target", "sampler", "avg_factor", "start_epoch")
+
+
+def stage_knobs(term: str, loss: Loss) -> dict[str, Knob]:
+    """The settings of a term that the loss stage carries out, whatever the loss."""
+    knobs = {} if loss.whole_set else {"avg_factor": _AVG_FACTOR}
+    if term == "obj":
+        knobs.update(target=Knob(loss.targets[0], choices=loss.targets), sampler=_SAMPLER)
+    if term == "l1":
+        knobs["start_epoch"] = _START_EPOCH
+    return knobs
 
 
 @dataclass
@@ -73,8 +96,12 @@ class Registry:
         def register(cls: _Class) -> _Class:
             chosen = getattr(cls, "term", TERMS) if term is None else term
             terms = (chosen,) if isinstance(chosen, str) else tuple(chosen)
+            knobs = _signature_knobs(cls)
+            for key in STAGE_KNOBS:
+                if key in knobs:
+                    raise ConfigError(f"{cls.__name__}: {key!r} is the loss stage's; name the parameter otherwise.")
             formula = (inspect.getdoc(cls) or "").split("\n")[0]
-            row = Loss(cls, _signature_knobs(cls), formula, targets=("hard", "iou"), own=False)
+            row = Loss(cls, knobs, formula, targets=("hard", "iou"), own=False)
             self.add(terms, name or cls.__name__, row)
             return cls
 
@@ -158,8 +185,7 @@ def resolve(term: str, spec: Any, registry: Registry | None = None) -> dict[str,
     name = spec.pop("type")
     loss = registry.get(term, name)
     knobs = {**loss.knobs, **{key: knob for key, knob in _COMMON.items() if key not in loss.knobs}}
-    if term == "obj":
-        knobs["target"] = Knob(loss.targets[0], choices=loss.targets)
+    knobs.update(stage_knobs(term, loss))
     resolved: dict[str, Any] = {"type": name}
     for key in spec:
         if key not in knobs:
@@ -174,20 +200,26 @@ def resolve(term: str, spec: Any, registry: Registry | None = None) -> dict[str,
         elif key == "target" and spec[key] == "iou" and "iou" not in loss.targets:
             raise ConfigError(
                 f"loss_obj: {name} takes hard targets only: on a soft target focal is not smallest at p = t, so "
-                "the score would not learn the IoU. Use target='hard', or bce, varifocal or quality_focal with target='iou'."
+                "the score would not learn the IoU. Use target='hard', or bce, varifocal or quality_focal with 'iou'."
             )
         else:
             resolved[key] = (_COMMON.get(key) or knob).check(f"loss_{term}: {key} of {name!r}", spec[key])
+    if resolved.get("avg_factor", "num_fg") != "num_fg" and resolved["reduction"] != "mean":
+        raise ConfigError(f"loss_{term}: avg_factor goes with reduction='mean' (sum / avg_factor); leave one out.")
     return resolved
 
 
 def _unknown_knob(registry: Registry, term: str, name: str, key: Any, knobs: list[str]) -> str:
-    others = [
-        other for other, row in registry.rows[term].items() if key in row.knobs or (key == "target" and term == "obj")
-    ]
+    others = [other for other, row in registry.rows[term].items() if key in row.knobs]
     owner = f" It is a knob of {', '.join(others)}." if others else nearest(key, knobs)
-    if key == "target":
-        owner = " Only loss_obj has a target."
+    reasons = {
+        "target": "Only loss_obj has a target.",
+        "sampler": "Only loss_obj has a sampler: the other terms look at the foreground anchors, all of them.",
+        "start_epoch": "Only loss_l1 starts later than the training.",
+        "avg_factor": "It averages over its set itself, so nothing else divides it.",
+    }
+    if key in reasons:
+        owner = f" {reasons[key]}"
     return f"loss_{term}: {name!r} has no knob {key!r}.{owner} Knobs of {name!r}: {', '.join(knobs)}."
 
 
@@ -204,10 +236,15 @@ def build_loss(term: str, spec: Any) -> nn.Module:
     Raises:
         ConfigError: what `resolve` raises.
     """
-    resolved = resolve(term, spec)
-    resolved.pop("target", None)
+    resolved = {key: value for key, value in resolve(term, spec).items() if key not in STAGE_KNOBS}
     name = resolved.pop("type")
     loss = LOSSES.get(term, name)
+    for key, value in resolved.items():
+        if loss.own and isinstance(value, Mapping):
+            raise ConfigError(
+                f"loss_{term}: {key} by the names of the classes needs an experiment, whose annotation file has them; "
+                f"here write a list, one number a class. Got {value!r}."
+            )
     if loss.own:
         shared = {key: resolved.pop(key) for key in _COMMON}
         return TermLoss(

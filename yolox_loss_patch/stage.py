@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,11 +13,51 @@ from torch import Tensor
 from . import hosts
 from .assign import Assignment, Rule, fast_assign, host_assign
 from .config import LossConfig
-from .errors import NonFiniteError
-from .registry import TERMS, build_loss
+from .errors import ConfigError, NonFiniteError
+from .losses.sampler import RandomSampler
+from .losses.state import number_of_ranks, sum_over_ranks
+from .registry import TERMS, build_loss, nearest
 
 # YOLOX's fixed factor on the box loss; `loss_weight` of the iou term multiplies it.
 BOX_WEIGHT = 5.0
+
+# What an experiment's `loss_weights` may return: the shapes of each, for num_fg foreground anchors, C classes, and all
+# A anchors of the B images; the term or terms that it goes to.
+WEIGHTS = {
+    "obj_weights": (("B*A",), ("B*A", "1")),
+    "label_weights": (("num_fg",), ("num_fg", "C")),
+    "bbox_weights": (("num_fg",), ("num_fg", "4")),
+}
+
+
+class ElementWeights:
+    """An experiment's ``loss_weights`` method. It belongs to the experiment: a copy of the model (EMA) shares it."""
+
+    def __init__(self, method: Callable[[Assignment], Mapping[str, Tensor] | None]) -> None:
+        self.method = method
+
+    def __deepcopy__(self, memo: Any) -> ElementWeights:
+        return self
+
+    @torch.no_grad()
+    def __call__(self, found: Assignment, num_classes: int) -> dict[str, Tensor]:
+        """The weights of a batch, checked.
+
+        Raises:
+            ConfigError: an unknown name, a shape that does not fit.
+        """
+        weights = dict(self.method(found) or {})
+        sizes = {"num_fg": found.num_fg, "C": num_classes, "B*A": found.fg_mask.numel(), "4": 4, "1": 1}
+        for name, weight in weights.items():
+            if name not in WEIGHTS:
+                known = ", ".join(WEIGHTS)
+                raise ConfigError(f"loss_weights: there is no {name!r}.{nearest(name, WEIGHTS)} It returns {known}.")
+            weights[name] = weight = torch.as_tensor(weight, device=found.fg_mask.device)
+            if tuple(weight.shape) not in [tuple(sizes[word] for word in shape) for shape in WEIGHTS[name]]:
+                allowed = " or ".join(f"({', '.join(shape)})" for shape in WEIGHTS[name])
+                values = ", ".join(f"{word} = {sizes[word]}" for word in ("num_fg", "C", "B*A"))
+                raise ConfigError(f"loss_weights: {name} is {allowed} with {values}; got {tuple(weight.shape)}.")
+        return weights
 
 
 class LossStage:
@@ -30,14 +71,24 @@ class LossStage:
 
     With ``collect`` set, ``stats`` holds after each call the mean IoU of the foreground and the mean objectness on
     foreground and background, as tensors, with the counts behind them.
+
+    Attributes:
+        element_weights: the experiment's weights of the elements, None without.
+        l1_is_scheduled: whether the trainer turns the L1 term on in the epoch of ``start_epoch``.
     """
 
     def __init__(self, config: LossConfig) -> None:
         self.config = config
         resolved = config.resolved()
-        self.losses = {term: build_loss(term, getattr(config, f"loss_{term}")) for term in TERMS}
+        self.losses: dict[str, Any] = {term: build_loss(term, getattr(config, f"loss_{term}")) for term in TERMS}
         self.divided = {term: resolved[term]["reduction"] == "mean" for term in TERMS}
+        self.avg_factor = {term: resolved[term].get("avg_factor") for term in TERMS}
         self.obj_target = resolved["obj"]["target"]
+        knobs = resolved["obj"]["sampler"]
+        self.sampler = None if knobs is None else RandomSampler(**{k: v for k, v in knobs.items() if k != "type"})
+        self.l1_start = resolved["l1"]["start_epoch"]
+        self.l1_is_scheduled = False
+        self.element_weights: ElementWeights | None = None
         self.collect = False
         self._told = False
         self.stats: dict[str, Tensor | int] = {}
@@ -94,12 +145,31 @@ class LossStage:
             raise
         rows = found.fg_mask.nonzero().squeeze(1)
         num_fg = max(found.num_fg, 1)
+        if self.l1_start is not None and not self.l1_is_scheduled:
+            raise ConfigError(
+                f"loss_l1: start_epoch={self.l1_start} is kept by the kit's trainer, which does not train this model. "
+                "Train with it, or leave start_epoch out and set the head's use_l1 yourself."
+            )
+        weights = self.element_weights(found, head.num_classes) if self.element_weights is not None else {}
+        factors = self._avg_factors(found, batch=len(outputs))
+        facts = {"images": len(outputs), "image_size": imgs.shape[-2:]}
 
-        loss_iou = BOX_WEIGHT * self._term("iou", bbox_preds.reshape(-1, 4)[rows], found.boxes, num_fg)
+        def term(name: str, pred: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+            loss = self.losses[name]
+            wanted = {fact: facts[fact] for fact in getattr(loss, "wants", ())}
+            if weight is not None:
+                wanted["weight"] = weight
+            value: Tensor = loss(pred, target, avg_factor=factors[name], **wanted)
+            return value
+
+        box_weights = weights.get("bbox_weights")
+        loss_iou = BOX_WEIGHT * term("iou", bbox_preds.reshape(-1, 4)[rows], found.boxes, box_weights)
         obj_logits = obj_preds.reshape(-1, 1)
-        loss_obj = self._term("obj", obj_logits, self._obj_targets(found, rows), num_fg)
+        obj_weights = self._sampled(found, len(outputs), weights.get("obj_weights"))
+        loss_obj = term("obj", obj_logits, self._obj_targets(found, rows), obj_weights)
         cls_targets = F.one_hot(found.classes, head.num_classes) * found.ious.unsqueeze(-1)
-        loss_cls = self._term("cls", cls_preds.reshape(-1, head.num_classes)[rows], cls_targets, num_fg)
+        cls_logits = cls_preds.reshape(-1, head.num_classes)[rows]
+        loss_cls = term("cls", cls_logits, cls_targets, weights.get("label_weights"))
         loss_l1: Tensor | float = 0.0
         if head.use_l1:
             anchor = rows % outputs.shape[1]
@@ -110,7 +180,7 @@ class LossStage:
                 x_shifts=x_shift[0][anchor],
                 y_shifts=y_shift[0][anchor],
             )
-            loss_l1 = self._term("l1", torch.cat(origin_preds, 1).view(-1, 4)[rows], l1_targets, num_fg)
+            loss_l1 = term("l1", torch.cat(origin_preds, 1).view(-1, 4)[rows], l1_targets, box_weights)
         loss = loss_iou + loss_obj + loss_cls + loss_l1
 
         if self.collect:
@@ -132,8 +202,36 @@ class LossStage:
             )
         return rule
 
-    def _term(self, term: str, pred: Tensor, target: Tensor, num_fg: int) -> Tensor:
-        return self.losses[term](pred, target, avg_factor=num_fg if self.divided[term] else None)
+    def _avg_factors(self, found: Assignment, batch: int) -> dict[str, Any]:
+        """What each term is divided by; None where the reduction is not a mean, or the loss's own business."""
+        numbers: dict[Any, Any] = {
+            "num_fg": max(found.num_fg, 1),
+            "num_gt": max(found.num_gt, 1),
+            "batch": batch,
+            None: None,
+        }
+        if "global" in self.avg_factor.values():
+            everywhere = sum_over_ranks(found.ious.new_tensor(float(found.num_fg)))
+            # DDP averages the gradients of the ranks, so a share of the sum makes each anchor count the same.
+            numbers["global"] = (everywhere / number_of_ranks()).clamp(min=1)
+        return {term: numbers[self.avg_factor[term]] if self.divided[term] else None for term in TERMS}
+
+    def _sampled(self, found: Assignment, batch: int, weights: Tensor | None) -> Tensor | None:
+        """The objectness term's weights ``(B*A, 1)``, 0 where the sampler did not draw the anchor."""
+        if self.sampler is not None:
+            drawn = self.sampler(found.fg_mask.view(batch, -1)).view(-1)
+            weights = drawn if weights is None else drawn * weights.view(-1)
+        return None if weights is None else weights.view(-1, 1)
+
+    def running_state(self) -> dict[str, dict[str, Tensor]]:
+        """What the losses have learnt from the batches so far (a running mean), by term, for a resume file."""
+        states = {term: loss.running_state() for term, loss in self.losses.items() if hasattr(loss, "running_state")}
+        return {term: state for term, state in states.items() if state}
+
+    def load_running_state(self, states: Mapping[str, dict[str, Tensor]]) -> None:
+        """Go on from a `running_state` of the same losses."""
+        for term, state in states.items():
+            self.losses[term].load_running_state(state)
 
     def _obj_targets(self, found: Assignment, rows: Tensor) -> Tensor:
         """``(B*A, 1)``: 1 on foreground, or the IoU of the matched box."""

@@ -315,6 +315,7 @@ class Trainer(HostTrainer):
                 "Call super().get_model() in the experiment's class, or patch_model() at its end."
             )
         stage.collect = True
+        stage.l1_is_scheduled = True
         if getattr(args, "profile", False):
             stage.get_losses = self._timed(stage.get_losses)  # type: ignore[method-assign]
         self.stage = stage
@@ -399,8 +400,13 @@ class Trainer(HostTrainer):
         return timed
 
     def _plain_from(self) -> int:
-        """The first epoch without mosaic and with the L1 term, as YOLOX counts it."""
+        """The first epoch without mosaic, as YOLOX counts it; its L1 term starts with it."""
         return max(self.max_epoch - self.exp.no_aug_epochs - 1, 0)
+
+    def _l1_from(self) -> int:
+        """The first epoch with the L1 term."""
+        start = self.stage.l1_start
+        return self._plain_from() if start is None else start - 1
 
     def _open_logger(self) -> None:
         if self.args.logger == "tensorboard":
@@ -433,10 +439,13 @@ class Trainer(HostTrainer):
         seed_everything(self.seed, self.rank, 2**31 + self.epoch)
         head = getattr(self.model, "module", self.model).head
         if self.epoch >= self._plain_from():
-            if not head.use_l1:
-                logger.info("--->No mosaic aug now! Add additional L1 loss now!")
-            head.use_l1 = True
+            if self.epoch == max(self._plain_from(), self.start_epoch):
+                logger.info("--->No mosaic aug now!")
             self.eval_interval = 1
+        if self.epoch >= self._l1_from():
+            if not head.use_l1:
+                logger.info("--->Add additional L1 loss now!")
+            head.use_l1 = True
         self.epoch_started = time.perf_counter()
         self.stage_seconds = 0.0
         self.sums: dict[str, float] = dict.fromkeys((*LOSS_COLUMNS, *_STATS), 0.0)
@@ -604,6 +613,7 @@ class Trainer(HostTrainer):
             "model": model.state_dict(),
             "scaler": self.scaler.state_dict(),
             "input_size": tuple(self.input_size),
+            "losses": self.stage.running_state(),
         }
         coming = self.folder / f".{STATE}.next"
         save_atomically(state, coming)
@@ -649,6 +659,7 @@ class Trainer(HostTrainer):
         model.load_state_dict(state["model"])
         self.scaler.load_state_dict(state["scaler"])
         self.input_size = tuple(state["input_size"])
+        self.stage.load_running_state(state["losses"])
         logger.info(f"resumed exactly from {path} (epoch {self.start_epoch})")
         return checkpoint["model"]
 

@@ -108,6 +108,15 @@ class TermLoss(nn.Module):
         loss = self.kernel(pred, target, **knobs)
         return loss if weight is None else loss * self._fit(weight, loss)
 
+    def running_state(self) -> dict[str, Tensor]:
+        """What the loss has learnt from the batches so far; empty for most losses."""
+        return self.kernel.running_state() if isinstance(self.kernel, RunningKernel) else {}
+
+    def load_running_state(self, state: dict[str, Tensor]) -> None:
+        """Go on from a `running_state`."""
+        if isinstance(self.kernel, RunningKernel):
+            self.kernel.load_running_state(state)
+
     def _fit(self, weight: Tensor, loss: Tensor) -> Tensor:
         """The weight in the shape of the element-wise loss."""
         weight = weight.to(loss.dtype)
