@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import sys
 import traceback
 from collections.abc import Sequence
 from typing import Any
 
 from . import hosts
-from .errors import KitError
-from .registry import LOSSES, TERMS
+from .catalogue import Loss
+from .errors import ConfigError, KitError
+from .knobs import nearest
+from .registry import COMMON, LOSSES, TERMS, stage_knobs
 
 _DEVICE = "auto (CUDA, else MPS, else CPU), cpu, cuda or mps"
 
@@ -33,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "eval": (_eval, "COCO metrics of a checkpoint"),
         "compare": (_compare, "runs side by side: what differs, AP, losses, a figure"),
         "list": (_list, "the losses, their formulas and knobs"),
+        "plot": (_plot, "losses and their gradients as curves; box losses at work"),
     }
     subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb, (_, text) in verbs.items():
@@ -88,20 +92,59 @@ def _compare(words: list[str]) -> None:
 
 def _list(words: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="yolox-loss list", description="The losses that can stand in a spec.")
-    parser.add_argument("name", nargs="?", help="one loss only")
-    name = parser.parse_args(words).name
+    parser.add_argument("name", nargs="?", help="one loss only, explained")
+    parser.add_argument("-f", metavar="EXP_FILE", help="an experiment file, for the losses registered in it")
+    args = parser.parse_args(words)
+    _import_exp(args.f)
+    name = args.name
     if name is not None and not any(name in LOSSES.names(term) for term in TERMS):
-        for term in TERMS:
-            LOSSES.get(term, name)
+        every = sorted({known for term in TERMS for known in LOSSES.names(term)})
+        raise ConfigError(f"There is no loss {name!r}.{nearest(name, every)} Choose one of: {', '.join(every)}.")
     for term in TERMS:
         names = [name] if name in LOSSES.names(term) else LOSSES.names(term) if name is None else []
         if names:
             print(f"loss_{term}")
         for entry in names:
             loss = LOSSES.get(term, entry)
+            print(f"  {entry:<13} {loss.formula}   [{loss.paper}]")
+            if name is not None:
+                _explain(term, loss)
+                continue
             knobs = ", ".join(f"{key}={knob.default!r} ({knob.allowed()})" for key, knob in loss.knobs.items())
-            print(f"  {entry:<12} {loss.formula}   [{loss.paper}]")
             if knobs:
-                print(f"  {'':<12} {knobs}")
+                print(f"  {'':<13} {knobs}")
             if term == "obj":
-                print(f"  {'':<12} target={loss.targets[0]!r} ({', '.join(loss.targets)})")
+                print(f"  {'':<13} target={loss.targets[0]!r} ({', '.join(loss.targets)})")
+
+
+def _explain(term: str, loss: Loss) -> None:
+    """All there is to say of a loss: its docstring and every setting, the loss's own and the term's."""
+    print("\n    " + (inspect.getdoc(loss.build) or "").replace("\n", "\n    ").replace("``", "") + "\n")
+    for title, knobs in (("knobs", loss.knobs), ("of every loss", {**COMMON, **stage_knobs(term, loss)})):
+        if knobs:
+            print(f"    {title}:")
+        for key, knob in knobs.items():
+            print(f"      {key} = {knob.default!r}: {knob.allowed()}")
+    print()
+
+
+def _plot(words: list[str]) -> None:
+    from .plot import plot
+
+    parser = argparse.ArgumentParser(prog="yolox-loss plot", description=plot.__doc__)
+    parser.add_argument("losses", nargs="+", metavar="LOSS", help="names, or dicts such as \"{'type': 'focal', 'gamma': 1}\"")
+    parser.add_argument("--out", required=True, help="the picture, FILE.png or FILE.svg")
+    parser.add_argument("--regression", action="store_true", help="box losses: replay the simulation of the DIoU paper")
+    parser.add_argument("--points", type=int, default=100, help="places of the simulation (the paper: 5000)")
+    parser.add_argument("-f", metavar="EXP_FILE", help="an experiment file, for the losses registered in it")
+    args = parser.parse_args(words)
+    _import_exp(args.f)
+    print(plot(args.losses, args.out, regression=args.regression, points=args.points))
+
+
+def _import_exp(exp_file: str | None) -> None:
+    """Run an experiment file for what it registers."""
+    if exp_file is not None:
+        from .exp import load_exp
+
+        load_exp(exp_file)

@@ -22,7 +22,7 @@ TERMS = ("obj", "cls", "iou", "l1")
 _Class = TypeVar("_Class", bound=Callable[..., Any])
 
 
-_COMMON = {
+COMMON = {
     "loss_weight": Knob(1.0, low=0),
     "reduction": Knob("mean", choices=("mean", "sum", "none")),
 }
@@ -184,7 +184,7 @@ def resolve(term: str, spec: Any, registry: Registry | None = None) -> dict[str,
         spec = _from_mmdet(term, spec)
     name = spec.pop("type")
     loss = registry.get(term, name)
-    knobs = {**loss.knobs, **{key: knob for key, knob in _COMMON.items() if key not in loss.knobs}}
+    knobs = {**loss.knobs, **{key: knob for key, knob in COMMON.items() if key not in loss.knobs}}
     knobs.update(stage_knobs(term, loss))
     resolved: dict[str, Any] = {"type": name}
     for key in spec:
@@ -195,7 +195,7 @@ def resolve(term: str, spec: Any, registry: Registry | None = None) -> dict[str,
             if not loss.own and key in loss.knobs:
                 continue  # the default of a user's class stays with the class
             resolved[key] = knob.default
-        elif not loss.own and key in loss.knobs and key not in _COMMON:
+        elif not loss.own and key in loss.knobs and key not in COMMON:
             resolved[key] = spec[key]
         elif key == "target" and spec[key] == "iou" and "iou" not in loss.targets:
             raise ConfigError(
@@ -203,7 +203,7 @@ def resolve(term: str, spec: Any, registry: Registry | None = None) -> dict[str,
                 "the score would not learn the IoU. Use target='hard', or bce, varifocal or quality_focal with 'iou'."
             )
         else:
-            resolved[key] = (_COMMON.get(key) or knob).check(f"loss_{term}: {key} of {name!r}", spec[key])
+            resolved[key] = (COMMON.get(key) or knob).check(f"loss_{term}: {key} of {name!r}", spec[key])
     if resolved.get("avg_factor", "num_fg") != "num_fg" and resolved["reduction"] != "mean":
         raise ConfigError(f"loss_{term}: avg_factor goes with reduction='mean' (sum / avg_factor); leave one out.")
     return resolved
@@ -246,11 +246,11 @@ def build_loss(term: str, spec: Any) -> nn.Module:
                 f"here write a list, one number a class. Got {value!r}."
             )
     if loss.own:
-        shared = {key: resolved.pop(key) for key in _COMMON}
+        shared = {key: resolved.pop(key) for key in COMMON}
         return TermLoss(
             term, name, loss.build, knobs=resolved, whole_set=loss.whole_set, wants=loss.wants, **shared
         )
-    for key, knob in _COMMON.items():
+    for key, knob in COMMON.items():
         if key not in loss.knobs and resolved.pop(key) != knob.default:
             raise ConfigError(f"loss_{term}: the constructor of {name!r} takes no {key!r}.")
     module: nn.Module = loss.build(**resolved)

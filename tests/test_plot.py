@@ -1,0 +1,48 @@
+"""The pictures: drawn for every kind of loss, and a simulation that shows what the papers say."""
+
+import pytest
+
+from yolox_loss_patch import cli
+from yolox_loss_patch.plot import _element_wise, simulate
+
+PICTURES = [
+    (["bce", "focal", "varifocal"], [], "a.png", b"\x89PNG"),
+    (["quality_focal", "{'type': 'focal', 'alpha': -1}"], [], "a.svg", b"<?xml"),
+    (["iou", "giou", "ciou", "mpdiou", "wiou"], [], "deep/er/a.svg", b"<?xml"),
+    (["l1", "smooth_l1", "balanced_l1"], [], "a.svg", b"<?xml"),
+    (["giou", "mpdiou"], ["--regression", "--points", "1"], "a.png", b"\x89PNG"),
+]
+
+
+@pytest.mark.parametrize("losses,flags,name,start", PICTURES)
+def test_a_picture_is_drawn(losses, flags, name, start, tmp_path, capsys):
+    assert cli.main(["plot", *losses, *flags, "--out", str(tmp_path / name)]) == 0
+    assert str(tmp_path / name) in capsys.readouterr().out
+    assert (tmp_path / name).read_bytes().startswith(start)
+
+
+WRONG = [
+    (["ciuo", "--out", "a.png"], "Did you mean 'ciou'"),
+    (["ciou", "focal", "--out", "a.png"], "different terms"),
+    (["dice", "--out", "a.png"], "whole set"),
+    (["ciou", "--out", "a.gif"], ".png or .svg"),
+    (["focal", "--regression", "--out", "a.png"], "no loss 'focal'"),
+    (["{'type': ciou}", "--out", "a.png"], "no dict"),
+    (["ciou", "--regression", "--points", "0", "--out", "a.png"], "at least 1"),
+]
+
+
+@pytest.mark.parametrize("words,answer", WRONG)
+def test_a_wrong_picture_is_answered(words, answer, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["plot", *words]) == 2
+    assert answer in capsys.readouterr().err
+
+
+def test_the_simulation_shows_what_the_diou_paper_says():
+    """DIoU and CIoU bring disjoint boxes home, plain IoU leaves them, GIoU is on its way.
+
+    (The paper has CIoU before DIoU: its code scales the gradient of the aspect term, its formula does not.)
+    """
+    last = {name: simulate(_element_wise("iou", {"type": name}), points=8)[-1] for name in ("iou", "giou", "diou", "ciou")}
+    assert max(last["ciou"], last["diou"]) < last["giou"] < last["iou"]
