@@ -40,9 +40,7 @@ def test_a_wrong_picture_is_answered(words, answer, capsys, tmp_path, monkeypatc
 
 
 def test_the_simulation_shows_what_the_diou_paper_says():
-    """DIoU and CIoU bring disjoint boxes home, plain IoU leaves them, GIoU is on its way.
-
-    (The paper has CIoU before DIoU: its code scales the gradient of the aspect term, its formula does not.)
-    """
-    last = {name: simulate(_element_wise("iou", {"type": name}), points=8)[-1] for name in ("iou", "giou", "diou", "ciou")}
-    assert max(last["ciou"], last["diou"]) < last["giou"] < last["iou"]
+    """Plain IoU leaves disjoint boxes where they are, losses with a penalty bring them home."""
+    error = {name: simulate(_element_wise("iou", {"type": name}), points=8) for name in ("iou", "giou", "diou", "ciou")}
+    assert error["iou"][-1] > 0.9 * error["iou"][0]
+    assert all(error[name][-1] < 0.02 * error[name][0] for name in ("giou", "diou", "ciou"))
