@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 
 import pytest
 import torch
@@ -259,3 +260,23 @@ def test_class_weights_by_name(tmp_path):
     exp.loss_cls, exp.train_ann = dict(type="bce", class_weight={"cow": 2.0}), "absent.json"
     with pytest.raises(ylp.ConfigError, match="annotation file"):
         ylp.LossConfig.from_exp(exp)
+
+
+EVERY = [(term, name) for term, names in ylp.available_losses().items() for name in names]
+STEPS = int(os.environ.get("STEPS", "20"))  # 200 were run by hand
+
+
+@pytest.mark.parametrize("term,name", EVERY)
+def test_training_under_autocast_stays_finite(term, name):
+    head = make_head(use_l1=True)
+    ylp.patch_model(head, {f"loss_{term}": name})
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.01, momentum=0.9)
+    for step in range(STEPS):
+        features, labels, images = make_batch(batch=2, height=64, width=64, boxes=4, seed=step % 8, empty_every=step % 3)
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            outputs = head(features, labels, images)
+        assert all(torch.isfinite(torch.as_tensor(value)).all() for value in outputs), (step, outputs)
+        outputs[0].backward()
+        assert all(torch.isfinite(p.grad).all() for p in head.parameters() if p.grad is not None), step
+        optimizer.step()

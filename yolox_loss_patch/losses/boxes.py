@@ -88,8 +88,12 @@ def root(x: Tensor) -> Tensor:
     return torch.where(sane, torch.where(sane, x, 1.0).sqrt(), 0.0)
 
 
-def aspect_angle(wh: Tensor) -> Tensor:
-    """atan(w / h) of ``(N, 2)`` sides; a box without sides counts as square and gets no gradient."""
-    sane = (wh * wh).sum(1, keepdim=True) > TINY
-    w, h = torch.where(sane, wh, 1.0).unbind(1)
-    return torch.atan2(w, h)
+def aspect_angle(pred: Tensor, target: Tensor) -> Tensor:
+    """atan(w*/h*) - atan(w/h) ``(N,)`` of ``(N, 2)`` sides; a box without sides agrees with any and gets no gradient.
+
+    As the angle between the two diagonals it takes one arctangent instead of two.
+    """
+    (w, h), (tw, th) = pred.unbind(1), target.unbind(1)
+    cross, dot = tw * h - th * w, tw * w + th * h
+    sane = dot + cross.abs() > TINY
+    return torch.atan2(torch.where(sane, cross, 0.0), torch.where(sane, dot, 1.0))

@@ -37,7 +37,7 @@ def _sides(pred: Tensor, target: Tensor, pair: Overlap) -> Tensor:
 
 def _aspect_penalty(pred: Tensor, target: Tensor, iou: Tensor, gate: bool) -> Tensor:
     """CIoU's ``a v`` ``(N,)``: the disagreement of the aspect ratios and its detached weight."""
-    v = (4 / math.pi**2) * (aspect_angle(target[:, 2:]) - aspect_angle(pred[:, 2:])).square()
+    v = (4 / math.pi**2) * aspect_angle(pred[:, 2:], target[:, 2:]).square()
     with torch.no_grad():
         a = ratio(v, 1 - iou + v)
         if gate:
