@@ -73,3 +73,61 @@ def test_a_constructor_that_swallows_knobs_is_refused(clean):
 
     with pytest.raises(ValueError, match="name its parameters"):
         ylp.register_loss("obj", "greedy")(Greedy)
+
+
+def test_a_loss_of_ones_own_has_the_five_steps_and_is_checked_by_name(clean):
+    from yolox_loss_patch.testing import check_loss
+
+    seen = {}
+
+    @ylp.register_loss("iou", "corner")
+    class Corner(torch.nn.Module):
+        """L1 of the sides and centres, in sides of the image."""
+
+        wants = ("image_size",)
+
+        def forward(self, pred, target, weight=None, avg_factor=None, reduction_override=None, image_size=None):
+            seen.update(image_size=tuple(image_size), avg_factor=avg_factor)
+            loss = torch.nn.functional.smooth_l1_loss(
+                pred.float() if pred.dtype != torch.float64 else pred, target.to(torch.promote_types(pred.dtype, torch.float32)),
+                reduction="none",
+            ).sum(1) / max(image_size)  # fmt: skip
+            loss = loss if weight is None else loss * weight
+            if reduction_override == "none":
+                return loss
+            return loss.sum() / (1 if reduction_override == "sum" else avg_factor or max(len(loss), 1))
+
+    check_loss("iou", "corner", pulls=True)
+    with ylp.patched(loss_iou=dict(type="corner", avg_factor="batch")):
+        run_head(make_head(), make_batch(batch=3, height=96, width=160))
+    assert seen == {"image_size": (96, 160), "avg_factor": 3}
+
+
+def test_a_constructor_with_a_word_of_the_loss_stage_is_refused(clean):
+    class Clash(torch.nn.Module):
+        def __init__(self, target=1):
+            super().__init__()
+
+    with pytest.raises(ValueError, match="'target' is the loss stage's"):
+        ylp.register_loss("obj", "clash")(Clash)
+
+
+def test_list_and_plot_know_the_losses_of_an_experiment_file(clean, tmp_path, capsys):
+    from yolox_loss_patch import cli
+
+    (tmp_path / "mine.py").write_text(
+        "import torch, yolox_loss_patch as ylp\n"
+        "from yolox.exp.default.yolox_nano import Exp as Base\n"
+        "@ylp.register_loss('l1', 'cubic')\n"
+        "class Cubic(torch.nn.Module):\n"
+        "    '''The cube.'''\n"
+        "    def forward(self, pred, target, weight=None, avg_factor=None, reduction_override=None):\n"
+        "        return (pred - target).abs() ** 3\n"
+        "class Exp(ylp.LossExp, Base):\n"
+        "    pass\n"
+    )
+    assert cli.main(["list", "cubic", "-f", str(tmp_path / "mine.py")]) == 0
+    assert "The cube." in capsys.readouterr().out
+    LOSSES.rows["l1"].pop("cubic")
+    words = ["plot", "cubic", "l1", "-f", str(tmp_path / "mine.py"), "--out", str(tmp_path / "a.svg")]
+    assert cli.main(words) == 0 and (tmp_path / "a.svg").is_file()
