@@ -24,13 +24,14 @@ class Exp(ylp.LossExp, BaseExp):  # LossExp first
         self.depth = 0.33
         self.width = 0.50
 
-        # The losses. `yolox-loss list` prints all names and knobs. Left out, a term is YOLOX's own.
-        # Objectness: "bce", "focal", "varifocal"; a dict sets knobs.
+        # The losses. Left out, a term is YOLOX's own. `yolox-loss list` prints all names and knobs, docs/losses.md says
+        # when to use which. A dict sets knobs; MMDetection's dicts work as they stand.
+        # Objectness: "bce", "focal", "varifocal", "quality_focal", "ghmc", "dice", "tversky", "dice_focal"
         self.loss_obj = "bce"
         # self.loss_obj = dict(type="bce", target="iou")               # the score learns the IoU of the matched box
-        # self.loss_obj = dict(type="varifocal", alpha=0.75, gamma=2.0, target="iou")
-        # self.loss_obj = dict(type="focal", alpha=0.75, gamma=2.0, loss_weight=1.0)
-        # Boxes: "iou", "giou", "diou", "ciou", "eiou", "alpha_iou", "alpha_ciou", ...
+        # self.loss_obj = dict(type="varifocal", alpha=0.75, gamma=2.0, target="iou", loss_weight=3.0)
+        # self.loss_obj = dict(type="focal", alpha=0.75, gamma=2.0)
+        # Boxes: "iou", "giou", "diou", "ciou", "eiou", "alpha_ciou", "siou", "wiou", "shape_iou", "inner_ciou", ...
         self.loss_iou = "iou"
         # self.loss_iou = "ciou"
         # self.loss_iou = dict(type="alpha_ciou", alpha=3.0)
@@ -38,7 +39,7 @@ class Exp(ylp.LossExp, BaseExp):  # LossExp first
 
         # ======================== possibly modified ======================== #
         self.loss_cls = "bce"
-        self.loss_l1 = "l1"  # in the last no_aug_epochs, as in YOLOX
+        self.loss_l1 = "l1"  # in the last no_aug_epochs, as in YOLOX; dict(type="smooth_l1", start_epoch=1) from the start
         self.seed = None  # a number makes the run repeatable
         self.input_size = (640, 640)
         self.test_size = (640, 640)
