@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from loguru import logger
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from . import hosts
 from .assign import Assignment, Rule, fast_assign, host_assign
@@ -28,6 +29,39 @@ WEIGHTS = {
     "label_weights": (("num_fg",), ("num_fg", "C")),
     "bbox_weights": (("num_fg",), ("num_fg", "4")),
 }
+
+
+class _Split(torch.autograd.Function):
+    """What the terms need of the head's outputs, with one gradient tensor for all three.
+
+    Slicing and indexing would each give back a tensor of the size of all outputs, nearly all zeros, to be added up.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, outputs: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        flat = outputs.reshape(-1, outputs.shape[-1])
+        ctx.save_for_backward(rows)
+        ctx.shape = outputs.shape
+        found = flat[rows]
+        # Objectness stays a view with gaps, as in YOLOX: on a CPU the sigmoid of a packed copy differs in the last bit.
+        return found[:, :4].contiguous(), flat[:, 4:5], found[:, 5:].contiguous()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, boxes: Tensor, obj: Tensor, cls: Tensor) -> tuple[Tensor, None]:
+        (rows,) = ctx.saved_tensors
+        gradient = obj.new_zeros(ctx.shape)
+        flat = gradient.view(-1, ctx.shape[-1])
+        flat[:, 4:5] = obj
+        flat[rows, :4] = boxes
+        flat[rows, 5:] = cls
+        return gradient, None
+
+
+def _split(outputs: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes ``(num_fg, 4)`` of the foreground, objectness ``(B*A, 1)`` of all anchors, classes ``(num_fg, C)``."""
+    parts: tuple[Tensor, Tensor, Tensor] = _Split.apply(outputs, rows)
+    return parts
 
 
 class ElementWeights:
@@ -163,12 +197,11 @@ class LossStage:
             return value
 
         box_weights = weights.get("bbox_weights")
-        loss_iou = BOX_WEIGHT * term("iou", bbox_preds.reshape(-1, 4)[rows], found.boxes, box_weights)
-        obj_logits = obj_preds.reshape(-1, 1)
+        boxes, obj_logits, cls_logits = _split(outputs, rows)
+        loss_iou = BOX_WEIGHT * term("iou", boxes, found.boxes, box_weights)
         obj_weights = self._sampled(found, len(outputs), weights.get("obj_weights"))
         loss_obj = term("obj", obj_logits, self._obj_targets(found, rows), obj_weights)
         cls_targets = F.one_hot(found.classes, head.num_classes) * found.ious.unsqueeze(-1)
-        cls_logits = cls_preds.reshape(-1, head.num_classes)[rows]
         loss_cls = term("cls", cls_logits, cls_targets, weights.get("label_weights"))
         loss_l1: Tensor | float = 0.0
         if head.use_l1:
