@@ -130,7 +130,7 @@ def measure(args: argparse.Namespace, boxes: int, specs: dict[str, Any], rounds:
 
 
 def plot(path: Path) -> None:
-    """Time against boxes an image, from the newest commit in the CSV."""
+    """Time against boxes an image, from the newest commit in the CSV, a colour a host."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -140,19 +140,23 @@ def plot(path: Path) -> None:
         rows = [row for row in csv.DictReader(file) if row["losses"] == "stock"]
     rows = sorted((row for row in rows if row["commit"] == rows[-1]["commit"]), key=lambda row: int(row["boxes"]))
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    boxes = [int(row["boxes"]) for row in rows]
-    for column, label in (("stock_ms", "YOLOX"), ("ours_ms", "this kit")):
-        axes.plot(boxes, [float(row[column]) for row in rows], marker="o", label=label)
+    for index, host in enumerate(sorted({row["host"] for row in rows})):
+        points = [row for row in rows if row["host"] == host]
+        boxes = [int(row["boxes"]) for row in points]
+        for column, style, label in (("stock_ms", "--", host), ("ours_ms", "-", f"this kit, same matches as {host}")):
+            times = [float(row[column]) for row in points]
+            axes.plot(boxes, times, style, color=f"C{index}", marker="o", label=label)
     axes.set(xscale="log", yscale="log", xlabel="boxes an image", ylabel="ms, forward + backward")
     last = rows[-1]
     axes.set_title(
-        f"Loss stage of {last['host']}, batch {last['batch']}, {last['size']} px, {last['classes']} classes, "
+        f"Loss stage: batch {last['batch']}, {last['size']} px, {last['classes']} classes, "
         f"{last['device']} ({last['threads']} threads)",
         fontsize=9,
     )
     axes.grid(alpha=0.3, which="both")
-    axes.legend()
+    axes.legend(fontsize=8)
     figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def main() -> None:
