@@ -1,5 +1,6 @@
 """Experiment files: the mix-in, strict overrides, loading."""
 
+import argparse
 import random
 
 import pytest
@@ -159,6 +160,15 @@ def test_a_trainer_of_the_users_own_is_kept():
         pass
 
     assert Own().get_trainer(None) == "mine"
+
+
+def test_a_setting_that_cannot_be_is_no_success_under_yoloxs_own_tool():
+    """Its main swallows every Exception, but not SystemExit."""
+    exp = Exp()
+    exp.max_epoch = 0
+    with pytest.raises(SystemExit) as error:
+        exp.get_trainer(argparse.Namespace(batch_size=1))
+    assert error.value.code == 1
 
 
 def test_load_exp_by_file_keeps_files_of_one_name_apart(tmp_path):

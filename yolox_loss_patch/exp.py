@@ -13,9 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from loguru import logger
+
 from . import hosts
 from .config import ALIASES, KEYS, LossConfig
-from .errors import ConfigError
+from .errors import ConfigError, KitError
 from .patch import patch_model, stage_of, unpatch_model
 from .registry import nearest
 from .stage import ElementWeights
@@ -77,8 +79,12 @@ class LossExp:
             return inherited(args)
         from .train import Trainer
 
-        # YOLOX's own main logs every Exception of a trainer and exits with 0.
-        return Trainer(self, args, exit_on_error=True)
+        # YOLOX's own main logs every Exception and exits with 0.
+        try:
+            return Trainer(self, args, exit_on_error=True)
+        except KitError as error:
+            logger.error(str(error))
+            raise SystemExit(1) from error
 
     def random_resize(self, data_loader: Any, epoch: int, rank: int, is_distributed: bool) -> Any:
         """The base's next multi-scale input size (height, width).
