@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from conftest import cli as run_cli
 from conftest import load_script
 
 from yolox_loss_patch import cli
@@ -134,6 +135,14 @@ def test_bad_input_is_one_clear_message(work, digits, monkeypatch, capsys, case)
         assert answer in error, error
     assert "Traceback" not in error
     assert error.rstrip().splitlines()[-1].startswith("error: ")
+
+
+def test_the_message_is_the_last_word(work):
+    """Not YOLOX's half-made data set, complaining while it is thrown away."""
+    done = run_cli(work, "train", "-f", "tiny.py", "-b", "8", "data_dir", "nowhere", check=False)
+    assert done.returncode == 2
+    assert done.stderr.rstrip().splitlines()[-1].startswith("error: The data folder 'nowhere'"), done.stderr[-500:]
+    assert "ignored" not in done.stderr
 
 
 def test_a_mistake_does_not_keep_the_folder(work, digits, monkeypatch):

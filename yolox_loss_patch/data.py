@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,11 @@ def open_data(make: Callable[[], Any], exp: Any, annotation: str, where: str) ->
         reason = _why(exp, annotation, where)
         if reason is None:
             raise
+        # YOLOX's data set deletes its images when it goes, and complains on the screen when it never got that far.
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            half_made: Any = frame.f_locals.get("self")
+            if hasattr(type(half_made), "__del__") and not hasattr(half_made, "imgs"):
+                half_made.imgs = None
         raise DataError(reason) from error
 
 
