@@ -13,13 +13,18 @@ import pytest
 import torch
 from conftest import EXP, assert_same, checkpoint, cli
 
-from yolox_loss_patch.record import read_metrics
+from yolox_loss_patch.record import predictions_file, read_metrics
 
 TRAIN = ("train", "-f", "tiny.py", "-b", "8", "--device", "cpu")
 
 
 def run_folder(work, name="tiny"):
     return work / "YOLOX_outputs" / name
+
+
+def without_costs(folder):
+    """The rows of a run's metrics without time and memory, which no two runs share."""
+    return [{key: row[key] for key in row if key not in ("seconds", "memory_mib")} for row in read_metrics(folder)]
 
 
 def record(folder):
@@ -77,7 +82,9 @@ def test_a_run_leaves_what_the_design_says(straight):
         saved = checkpoint(run, name)
         assert set(saved) == {"start_epoch", "model", "optimizer", "best_ap"}
         assert type(saved["best_ap"]) is float
-    assert (run / "predictions.json.gz").is_file()
+    for row in rows:
+        assert predictions_file(run, int(row["epoch"])).is_file() == (row["AP"] is not None)
+    assert rows[3]["memory_mib"] >= rows[0]["memory_mib"] > 100
     text = done.stderr
     assert re.search(r"total_loss: \d+\.\d{4}, .*ETA: 0:\d\d:\d\d", text)
     assert "mean foreground IoU" in text and "24 images" in text
@@ -99,8 +106,7 @@ def test_the_same_command_gives_the_same_weights_with_any_number_of_workers(stra
     cli(work, *TRAIN, *LOSSES, "data_num_workers", "2")
     one, two = run_folder(straight[0]), run_folder(work)
     assert_same(checkpoint(one)["model"], checkpoint(two)["model"])
-    strip = [{key: value for key, value in row.items() if key != "seconds"} for row in read_metrics(one)]
-    assert strip == [{key: value for key, value in row.items() if key != "seconds"} for row in read_metrics(two)]
+    assert without_costs(one) == without_costs(two)
 
 
 def test_another_seed_gives_other_weights(straight, work):
@@ -134,10 +140,9 @@ def test_a_run_that_was_stopped_goes_on_exactly(straight, work, epoch, iteration
     other = [state["momentum_buffer"] for state in two["optimizer"]["state"].values()]
     assert all(map(torch.equal, momentum, other))
     assert record(run)["status"] == "finished" and record(run)["resumed"][0]["epoch"] == epoch - 1
-    rows = [read_metrics(run_folder(straight[0])), read_metrics(run)]
-    for row in (*rows[0], *rows[1]):
-        row.pop("seconds")
-    assert rows[0] == rows[1]
+    assert without_costs(run_folder(straight[0])) == without_costs(run)
+    kept = [sorted(path.name for path in (folder / "predictions").iterdir()) for folder in (run_folder(straight[0]), run)]
+    assert kept[0] == kept[1] == ["epoch_2.json.gz", "epoch_3.json.gz", "epoch_4.json.gz"]
 
 
 def test_losses_with_a_memory_go_on_exactly_and_the_l1_term_starts_when_asked(work):

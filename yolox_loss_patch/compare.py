@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from tabulate import tabulate
 
 from .errors import RunError
-from .record import LOSS_COLUMNS, PREDICTIONS, read_metrics, read_run
+from .record import LOSS_COLUMNS, predictions_file, read_metrics, read_predictions, read_run
 
 # Where detections are drawn, so that the picture is not a wall of boxes that no evaluation would count as found.
 _SHOWN_SCORE = 0.3
@@ -198,9 +197,13 @@ def draw(runs: list[Run], path: Path) -> None:
     plt.close(figure)
 
 
+def _predictions(run: Run) -> Path:
+    return predictions_file(run.folder, int(run.evaluated()[-1]["epoch"] or 0))
+
+
 def _pictures(runs: list[Run]) -> list[tuple[Any, list[tuple[str, list[Any]]]]]:
     """A few validation images, each with the truth and what the runs detect in it; at most three runs fit."""
-    shown = [run for run in runs if (run.folder / PREDICTIONS).is_file()][:3]
+    shown = [run for run in runs if run.evaluated() and _predictions(run).is_file()][:3]
     data = shown[0].record.get("data", {}).get("val") if shown else None
     if not data or not Path(data["file"]).is_file():
         return []
@@ -216,7 +219,7 @@ def _pictures(runs: list[Run]) -> list[tuple[Any, list[tuple[str, list[Any]]]]]:
     found = []
     for index, run in enumerate(shown):
         rows: dict[int, list[Any]] = {}
-        for item in json.loads(gzip.decompress((run.folder / PREDICTIONS).read_bytes())):
+        for item in read_predictions(_predictions(run)):
             if item["score"] >= _SHOWN_SCORE:
                 label = f"{names.get(item['category_id'], item['category_id'])} {item['score']:.2f}"
                 rows.setdefault(item["image_id"], []).append((item["bbox"], label, f"C{index}"))

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import io
-import json
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +14,7 @@ from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
 from . import hosts
-from .record import AP_COLUMNS, PREDICTIONS, write_atomically
+from .record import AP_COLUMNS
 
 
 def coco_metrics(truth: Any, predictions: list[dict[str, Any]]) -> tuple[dict[str, float], str]:
@@ -93,13 +90,6 @@ class Evaluator:
         self.metrics, summary = coco_metrics(host.dataloader.dataset.coco, found)
         speed = f"{1000 * seconds / max(len(seen), 1):.2f} ms an image, with loading\n"
         return self.metrics["AP"], self.metrics["AP50"], speed + summary
-
-    def save_predictions(self, folder: Path) -> None:
-        """Keep the predictions of the last evaluation in a run's folder, compressed."""
-        keys = ("image_id", "category_id", "bbox", "score")
-        rows = [{key: row[key] for key in keys} for row in self.predictions]
-        # mtime 0: the same predictions are the same file.
-        write_atomically(folder / PREDICTIONS, gzip.compress(json.dumps(rows).encode(), mtime=0))
 
 
 def _gather(found: list[dict[str, Any]], seen: list[int]) -> tuple[list[dict[str, Any]], list[int]]:

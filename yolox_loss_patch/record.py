@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import os
 import tempfile
@@ -13,11 +14,11 @@ from typing import Any
 
 from .errors import RunError
 
-RUN, METRICS, PREDICTIONS = "run.json", "metrics.csv", "predictions.json.gz"
+RUN, METRICS, PREDICTIONS = "run.json", "metrics.csv", "predictions"
 
 LOSS_COLUMNS = ("total_loss", "iou_loss", "conf_loss", "cls_loss", "l1_loss")
 AP_COLUMNS = ("AP", "AP50", "AP75", "AP90", "AP_small", "AP_medium", "AP_large", "AR")
-COLUMNS = ("epoch", *AP_COLUMNS, *LOSS_COLUMNS, "fg_iou", "obj_fg", "obj_bg", "lr", "seconds")
+COLUMNS = ("epoch", *AP_COLUMNS, *LOSS_COLUMNS, "fg_iou", "obj_fg", "obj_bg", "lr", "seconds", "memory_mib")
 
 
 def plain(value: Any) -> Any:
@@ -79,6 +80,32 @@ def read_metrics(folder: Path) -> list[dict[str, float | None]]:
         ]
 
 
+def predictions_file(folder: Path, epoch: int) -> Path:
+    """Where a run keeps what the evaluation after this epoch detected."""
+    return folder / PREDICTIONS / f"epoch_{epoch}.json.gz"
+
+
+def write_predictions(path: Path, predictions: list[dict[str, Any]]) -> None:
+    """Keep detections as COCO results, compressed: ``image_id, category_id, bbox (x, y, w, h), score``."""
+    rows = [{key: row[key] for key in ("image_id", "category_id", "bbox", "score")} for row in predictions]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # mtime 0: the same predictions are the same file.
+    write_atomically(path, gzip.compress(json.dumps(rows, separators=(",", ":")).encode(), mtime=0))
+
+
+def read_predictions(path: Path) -> list[dict[str, Any]]:
+    """The detections of a file that `write_predictions` wrote.
+
+    Raises:
+        RunError: the file cannot be read.
+    """
+    try:
+        rows: list[dict[str, Any]] = json.loads(gzip.decompress(path.read_bytes()))
+    except (OSError, EOFError, ValueError) as error:
+        raise RunError(f"{path} cannot be read ({error}); make it anew with yolox-loss eval --save.") from error
+    return rows
+
+
 def is_alive(pid: Any) -> bool:
     """Whether a process of this machine has this number."""
     try:
@@ -122,9 +149,12 @@ class RunRecord:
         self.update(status=status, error=error, ended=now())
 
     def keep_epochs(self, epochs: int) -> None:
-        """Drop the rows of ``metrics.csv`` after this epoch: the run goes on from there."""
-        rows = [row for row in read_metrics(self.folder) if (row["epoch"] or 0) <= epochs]
-        self._write_rows(rows)
+        """Drop the rows of ``metrics.csv`` and the predictions after this epoch: the run goes on from there."""
+        rows = read_metrics(self.folder)
+        self._write_rows([row for row in rows if (row["epoch"] or 0) <= epochs])
+        for row in rows:
+            if (row["epoch"] or 0) > epochs:
+                predictions_file(self.folder, int(row["epoch"] or 0)).unlink(missing_ok=True)
 
     def add_epoch(self, row: Mapping[str, float | None]) -> None:
         """Add the row of an epoch."""

@@ -37,7 +37,7 @@ from .errors import ConfigError, KitError, NonFiniteError, RunError
 from .evaluator import Evaluator
 from .exp import adapt, load_exp
 from .patch import stage_of
-from .record import LOSS_COLUMNS, RunRecord, is_alive, plain, read_run
+from .record import LOSS_COLUMNS, RunRecord, is_alive, plain, predictions_file, read_run, write_predictions
 
 # Settings that two trainings of one run may differ in: none of them moves a weight.
 _FREE = ("output_dir", "exp_name", "print_interval", "eval_interval", "data_num_workers", "save_history_ckpt")
@@ -553,6 +553,7 @@ class Trainer(HostTrainer):
         )
         self._log({f"train/{name}": value for name, value in means.items() if value is not None}, self.epoch + 1)
         row["seconds"] = seconds = time.perf_counter() - self.epoch_started
+        row["memory_mib"] = _peak_memory(self.device)
         if self.stage_seconds:
             logger.info(
                 f"profile: the loss stage (forward) took {self.stage_seconds:.3f} s, "
@@ -583,7 +584,7 @@ class Trainer(HostTrainer):
             row.update(AP=ap, AP50=ap50)
             if isinstance(self.evaluator, Evaluator):
                 row.update(self.evaluator.metrics)
-                self.evaluator.save_predictions(self.folder)
+                write_predictions(predictions_file(self.folder, self.epoch + 1), self.evaluator.predictions)
             self._log({"val/COCOAP50": ap50, "val/COCOAP50_95": ap}, self.epoch + 1)
         if self.is_distributed:
             dist.barrier()
@@ -677,6 +678,19 @@ _STATS = ("fg_iou", "obj_fg", "obj_bg", "num_fg", "num_bg")
 
 def _mean(total: float, count: float) -> float | None:
     return total / count if count else None
+
+
+def _peak_memory(device: torch.device) -> float | None:
+    """The most memory held so far, in MiB: of the device on CUDA, of this process on the CPU; MPS does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    if device.type != "cpu":
+        return None
+    try:
+        import resource
+    except ImportError:  # Windows has no such count
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def _text(value: float | None) -> str:
