@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbs: dict[str, tuple[Any, str]] = {
         "train": (_train, "train an experiment; YOLOX's own flags, on any device"),
         "eval": (_eval, "COCO metrics of a checkpoint"),
-        "compare": (_compare, "runs side by side: what differs, AP, losses, a figure"),
+        "compare": (_compare, "runs with several seeds: what differs, how sure the difference is, why"),
         "list": (_list, "the losses, their formulas and knobs"),
         "plot": (_plot, "losses and their gradients as curves; box losses at work"),
     }
@@ -82,12 +82,19 @@ def _eval(words: list[str]) -> None:
 
 def _compare(words: list[str]) -> None:
     from .compare import compare
+    from .record import AP_COLUMNS
+    from .runs import BY
 
-    parser = argparse.ArgumentParser(prog="yolox-loss compare", description=compare.__doc__)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs, such as YOLOX_outputs/NAME")
-    parser.add_argument("--out", help="folder for comparison.png and comparison.md")
+    parser = argparse.ArgumentParser(prog="yolox-loss compare", description=(compare.__doc__ or "").splitlines()[0])
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs or globs: YOLOX_outputs/NAME, NAME, 'NAME-*'")
+    parser.add_argument("--baseline", help="what the others are held against: a group, or a run in it (default: stock)")
+    parser.add_argument("--by", default="loss", help=f"what makes a group: {', '.join(BY)} (default: loss, all four terms)")
+    parser.add_argument("--metric", default="AP", help=f"of the differences: {', '.join(AP_COLUMNS)} (default: AP)")
+    parser.add_argument("--per-class", action="store_true", help="AP by class as well")
+    parser.add_argument("--anyway", action="store_true", help="compare runs that differ in more than losses and seed")
+    parser.add_argument("--out", help="folder for comparison.html, .md, .csv and .png")
     args = parser.parse_args(words)
-    print(compare(args.runs, args.out))
+    print(compare(args.runs, args.out, args.baseline, args.by, args.metric, args.per_class, args.anyway))
 
 
 def _list(words: list[str]) -> None:

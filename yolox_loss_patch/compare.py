@@ -1,238 +1,279 @@
-"""Runs side by side: what differs between them, what came out, and a picture of both."""
+"""Runs held against each other so that the answer can be believed: what differs, how sure the difference is, and why."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from tabulate import tabulate
+import numpy as np
+from tqdm import tqdm
 
+from .detections import Truth
 from .errors import RunError
-from .record import LOSS_COLUMNS, predictions_file, read_metrics, read_predictions, read_run
-
-# Where detections are drawn, so that the picture is not a wall of boxes that no evaluation would count as found.
-_SHOWN_SCORE = 0.3
-_SHOWN_IMAGES = 3
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run's folder with its record and the rows of its metrics."""
-
-    folder: Path
-    record: dict[str, Any]
-    rows: list[dict[str, float | None]]
-
-    @property
-    def name(self) -> str:
-        """The folder's name, by which the run is called."""
-        return self.folder.name
-
-    def evaluated(self) -> list[dict[str, float | None]]:
-        """The epochs that were evaluated."""
-        return [row for row in self.rows if row.get("AP") is not None]
+from .knobs import nearest
+from .record import AP_COLUMNS, predictions_file
+from .results import MEANS, Comparison, ImageDifference, Result, Shapes, Summary
+from .runs import Group, Run, Selection, differing, facts, group, select, surroundings, unknown
+from .statistics import seed_difference, verdict
+from .tables import as_text, side_by_side
 
 
-def read(folder: str | Path) -> Run:
-    """A run by its folder.
+def compare(
+    folders: Sequence[str],
+    out: str | None = None,
+    baseline: str | None = None,
+    by: str = "loss",
+    metric: str = "AP",
+    per_class: bool = False,
+    anyway: bool = False,
+) -> str:
+    """Compare runs, repeated with several seeds, against a baseline; with --out also a page, pictures and tables.
+
+    Args:
+        folders: of runs, or globs; also names of what lies in ``YOLOX_outputs``.
+        out: folder for ``comparison.html``, ``.md``, ``.csv`` and ``.png``.
+        baseline: a group or a run of it; the default is stock.
+        by: ``loss``, or one term (``loss_obj``, ``loss_cls``, ``loss_iou``, ``loss_l1``).
+        metric: of the differences, one of `record.AP_COLUMNS`.
+        per_class: AP by class as well.
+        anyway: compare runs that differ in more than losses and seed.
 
     Raises:
-        RunError: no such folder, no record in it, no epoch finished yet.
+        RunError: runs that cannot be compared, with the reason.
     """
-    path = Path(folder)
-    if not path.is_dir():
-        raise RunError(f"There is no folder {str(folder)!r}.")
-    record = read_run(path)
-    if record is None:
-        raise RunError(
-            f"{str(folder)!r} has no run.json: it is not the folder of a run made with this kit. A run's folder is "
-            "YOLOX_outputs/<experiment name>."
-        )
-    return Run(path, record, read_metrics(path))
-
-
-def compare(folders: list[str], out: str | None = None) -> str:
-    """What differs between runs, best and last AP, and the losses; a figure and the text into a folder with --out."""
-    runs = [read(folder) for folder in dict.fromkeys(str(Path(folder)) for folder in folders)]
-    if len({run.name for run in runs}) < len(runs):
-        raise RunError("Two of the folders have the same name; rename one, or the table could not tell them apart.")
-    text = "\n\n".join((_differences(runs), _results(runs), _losses(runs)))
+    comparison = analyse(folders, baseline, by, metric, per_class, anyway)
+    text = as_text(comparison)
     if out is not None:
-        target = Path(out)
-        target.mkdir(parents=True, exist_ok=True)
-        (target / "comparison.md").write_text(text + "\n")
-        draw(runs, target / "comparison.png")
-        text += f"\n\nWritten to {target}: comparison.md, comparison.png"
+        from .report import write  # matplotlib and jinja2 take a second
+
+        files = write(comparison, Path(out))
+        text += f"\n\nWritten to {out}: {', '.join(file.name for file in files)}"
     return text
 
 
-def _facts(run: Run) -> dict[str, str]:
-    """What can make a run what it is, one line a fact."""
-    record = run.record
-    facts: dict[str, Any] = {}
-    for term, spec in record.get("resolved_losses", {}).items():
-        facts[f"loss_{term}"] = spec["type"]
-        facts.update({f"loss_{term}.{key}": value for key, value in spec.items() if key != "type"})
-    facts.update({key: value for key, value in record.get("exp", {}).items() if key not in ("exp_name", "output_dir")})
-    facts.update({f"-{key}": record.get("args", {}).get(key) for key in ("batch_size", "fp16", "ckpt", "devices")})
-    facts["seed"] = record.get("seed")
-    facts["resumed"] = bool(record.get("resumed"))
-    for split, data in record.get("data", {}).items():
-        facts[f"{split} data"] = data.get("sha256", "")[:12]
-    facts["host"] = record.get("host", {}).get("name")
-    facts["device"] = record.get("device")
-    facts.update({f"{key} version": value for key, value in record.get("versions", {}).items()})
-    return {key: "" if value is None else str(value) for key, value in facts.items()}
-
-
-def _differences(runs: list[Run]) -> str:
-    facts = [_facts(run) for run in runs]
-    keys = list(dict.fromkeys(key for fact in facts for key in fact))
-    rows = [[key, *(fact.get(key, "-") for fact in facts)] for key in keys if len({fact.get(key) for fact in facts}) > 1]
-    if not rows:
-        return "What differs: nothing, as far as the records tell."
-    lines = ["What differs:", "", tabulate(rows, ["", *(run.name for run in runs)], tablefmt="github")]
-    other = [row[0] for row in rows if not row[0].startswith("loss_")]
-    if other:
-        lines += ["", f"Not the losses alone: {', '.join(other)}. The difference in AP is then not the losses' alone."]
-    return "\n".join(lines)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
-def _results(runs: list[Run]) -> str:
-    header = ["run", "status", "epochs", "AP best (epoch)", "AP last", "AP50 best", "AP50 last", "AP75 best", "AP75 last"]
-    table = []
-    for run in runs:
-        rows = run.evaluated()
-        status = str(run.record["status"])
-        epochs = f"{len(run.rows)}/{run.record.get('exp', {}).get('max_epoch', '?')}"
-        if not rows:
-            table.append([run.name, status, epochs, *["-"] * 6])
-            continue
-        best, last = max(rows, key=lambda row: row["AP"] or 0.0), rows[-1]
-        cells = [f"{_number(best['AP'])} ({best['epoch']:.0f})", _number(last["AP"])]
-        for name in ("AP50", "AP75"):
-            cells += [_number(best[name]), _number(last[name])]
-        table.append([run.name, status, epochs, *cells])
-    note = (
-        "'best' is the epoch with the best AP of all that were evaluated on this very data, so it is flattered; 'last' is "
-        "not. One run a loss says little: seeds differ by more than most losses do."
+def analyse(
+    folders: Sequence[str],
+    baseline: str | None = None,
+    by: str = "loss",
+    metric: str = "AP",
+    per_class: bool = False,
+    anyway: bool = False,
+) -> Comparison:
+    """The comparison itself; for the arguments see `compare`."""
+    if metric not in AP_COLUMNS:
+        raise RunError(f"--metric is one of {', '.join(AP_COLUMNS)}; got {metric!r}.{nearest(metric, AP_COLUMNS)}")
+    selection = select(folders)
+    runs = selection.runs
+    _check_number(selection)
+    differs = differing(runs, facts)
+    if differs and not anyway:
+        raise RunError(_refusal(runs, differs))
+    groups = _with_baseline_first(group(runs, by), baseline)
+    results = [_result(one) for one in groups]
+    notes: list[str] = []
+    truth = _truth(runs, notes)
+    if truth is not None:
+        _diagnose(results, truth, notes)
+    lacks = [name for name in (metric,) if results[0].last[name].mean is None]
+    if lacks:
+        raise RunError(f"The baseline {results[0].label} has no {metric}; choose another --metric or --baseline.")
+    for result in results[1:]:
+        _judge(result, results[0], metric, truth)
+    if len(results) > 3:
+        tests = len(results) - 1
+        notes.append(
+            f"{tests} groups are held against the baseline: were none of them different, one would still be called different "
+            f"in up to {100 * (1 - 0.95**tests):.0f}% of such comparisons."
+        )
+    return Comparison(
+        results,
+        metric,
+        _loss_differences(results),
+        differs,
+        differing(runs, surroundings),
+        unknown(runs),
+        selection.left_out,
+        notes,
+        _classes(results) if per_class else [],
+        _pictures(results, truth) if truth is not None else [],
     )
-    return f"What came out:\n\n{tabulate(table, header, tablefmt='github', disable_numparse=True)}\n\n{note}"
 
 
-def _losses(runs: list[Run]) -> str:
-    header = ["run", *LOSS_COLUMNS, "fg IoU", "obj on fg", "obj on bg", "s/epoch"]
-    table = []
-    for run in runs:
-        if run.rows:
-            last = run.rows[-1]
-            seconds = sorted(row["seconds"] or 0.0 for row in run.rows)[len(run.rows) // 2]
-            cells = [_number(last.get(name)) for name in (*LOSS_COLUMNS, "fg_iou", "obj_fg", "obj_bg")]
-            table.append([run.name, *cells, f"{seconds:.1f}"])
-    note = "Loss values of different losses are different quantities and do not rank runs; IoU and objectness do compare."
+def _check_number(selection: Selection) -> None:
+    if len(selection.runs) >= 2:
+        return
+    left = f" Left out: {'; '.join(selection.left_out)}." if selection.left_out else ""
+    if not selection.runs:
+        raise RunError(f"None of these is a finished run that could be compared.{left}")
+    raise RunError(
+        f"There is one run only, {selection.runs[0].name}: nothing to compare it with. Name a second one, best of all the same "
+        f"with stock's losses (loss_obj bce loss_iou iou).{left}"
+    )
+
+
+def _refusal(runs: Sequence[Run], differs: dict[str, list[str]]) -> str:
     return (
-        f"The last epoch's means (seconds: the median epoch):\n\n"
-        f"{tabulate(table, header, tablefmt='github', disable_numparse=True)}\n\n{note}"
+        "These runs differ in more than losses and seed, so a difference in AP would not be the losses':\n\n"
+        f"{side_by_side(differs, [run.name for run in runs])}\n\n"
+        "Compare runs that are alike, or say --anyway to see them side by side all the same."
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The figure.
+def _with_baseline_first(groups: list[Group], wanted: str | None) -> list[Group]:
+    """The groups with the baseline in front: the one asked for, else stock, else the first."""
+    labels = [one.label for one in groups]
+    if wanted is None:
+        first = next((one for one in groups if one.label == "stock"), groups[0])
+    else:
+        name = Path(wanted).name
+        found = [one for one in groups if wanted == one.label or name in [run.name for run in one.runs]]
+        if not found:
+            choices = [*labels, *(run.name for one in groups for run in one.runs)]
+            raise RunError(
+                f"--baseline is a group ({', '.join(repr(label) for label in labels)}) or the name of a run in it; got "
+                f"{wanted!r}.{nearest(wanted, choices)}"
+            )
+        first = found[0]
+    return [first, *(one for one in groups if one is not first)]
 
 
-def draw(runs: list[Run], path: Path) -> None:
-    """Curves of AP, loss terms, foreground IoU and objectness, and detections beside the truth, as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import MaxNLocator
-
-    pictures = _pictures(runs)
-    rows = 2 + len(pictures)
-    figure = plt.figure(figsize=(15, 3.6 * rows), layout="constrained")
-    grid = figure.add_gridspec(rows, 12)
-    panels = (
-        ("AP (IoU 0.50:0.95)", ("AP",), None),
-        ("AP50", ("AP50",), None),
-        ("mean IoU of the foreground", ("fg_iou",), None),
-        ("box loss (times 5)", ("iou_loss",), "not comparable between losses"),
-        ("objectness loss", ("conf_loss",), "not comparable between losses"),
-        ("mean objectness", ("obj_fg", "obj_bg"), "solid: foreground, dashed: background"),
+def _result(one: Group) -> Result:
+    last, best = [run.last() for run in one.runs], [run.best() for run in one.runs]
+    return Result(
+        one,
+        {name: Summary.of([row.get(name) for row in last]) for name in AP_COLUMNS},
+        {name: Summary.of([row.get(name) for row in best]) for name in AP_COLUMNS},
+        {name: Summary.of([run.rows[-1].get(name) for run in one.runs]) for name in MEANS},
+        Summary.of([run.seconds_per_iteration() for run in one.runs]),
+        Summary.of([run.peak_memory() for run in one.runs]),
     )
-    for number, (title, columns, note) in enumerate(panels):
-        axes = figure.add_subplot(grid[number // 3, 4 * (number % 3) : 4 * (number % 3) + 4])
-        for index, run in enumerate(runs):
-            for column, style in zip(columns, ("-", "--"), strict=False):
-                points = [(row["epoch"], row[column]) for row in run.rows if row.get(column) is not None]
-                if points:
-                    label = run.name if style == "-" else None
-                    axes.plot(*zip(*points, strict=True), style, color=f"C{index}", label=label, marker=".", markersize=4)
-        if columns == ("obj_fg", "obj_bg"):
-            axes.set_yscale("log")
-        axes.set_title(title if note is None else f"{title}\n({note})", fontsize=10)
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-        if number == 0:
-            axes.legend(fontsize=8)
-    for row, (image, boxes) in enumerate(pictures, start=2):
-        width = 12 // max(len(boxes), 1)
-        for place, (title, shapes) in enumerate(boxes):
-            axes = figure.add_subplot(grid[row, place * width : (place + 1) * width])
-            axes.imshow(image)
-            axes.set_title(title, fontsize=10)
-            axes.set_axis_off()
-            for (x, y, w, h), label, colour in shapes:
-                axes.add_patch(plt.Rectangle((x, y), w, h, fill=False, edgecolor=colour, linewidth=1.4))
-                axes.text(x, y - 1, label, fontsize=6, color="white", backgroundcolor=colour, clip_on=True,
-                          bbox={"pad": 0.5, "linewidth": 0, "facecolor": colour})  # fmt: skip
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
 
 
-def _predictions(run: Run) -> Path:
-    return predictions_file(run.folder, int(run.evaluated()[-1]["epoch"] or 0))
+def _truth(runs: Sequence[Run], notes: list[str]) -> Truth | None:
+    """The annotations that all runs were evaluated on, if they can be had."""
+    told = [run.record["data"]["val"] for run in runs if (run.record.get("data") or {}).get("val")]
+    if len({data.get("sha256") for data in told}) > 1:
+        notes.append(
+            "The runs were evaluated on different annotations: nothing is said about images, errors and calibration."
+        )
+        return None
+    why = "no run tells its annotation file"
+    for data in told:
+        try:
+            return Truth(data)
+        except RunError as error:
+            why = str(error)
+    notes.append(f"Nothing is said about images, errors and calibration: {why}.")
+    return None
 
 
-def _pictures(runs: list[Run]) -> list[tuple[Any, list[tuple[str, list[Any]]]]]:
-    """A few validation images, each with the truth and what the runs detect in it; at most three runs fit."""
-    shown = [run for run in runs if run.evaluated() and _predictions(run).is_file()][:3]
-    data = shown[0].record.get("data", {}).get("val") if shown else None
-    if not data or not Path(data["file"]).is_file():
-        return []
-    import cv2  # comes with YOLOX
+def _diagnose(results: list[Result], truth: Truth, notes: list[str]) -> None:
+    missing = []
+    pairs = [(result, run) for result in results for run in result.group.runs]
+    for result, run in tqdm(pairs, desc="errors and calibration", leave=False):
+        path = run.predictions()
+        if path is None:
+            missing.append(run.name)
+        else:
+            result.diagnoses[run.name] = truth.diagnose(path)
+    if missing:
+        notes.append(
+            f"No detections were kept by {', '.join(missing)}: make them with yolox-loss eval -f EXP -c FOLDER/latest_ckpt.pth "
+            "--save. Until then nothing is said about their images, errors and calibration."
+        )
 
-    coco = json.loads(Path(data["file"]).read_text())
-    names = {item["id"]: item["name"] for item in coco["categories"]}
-    truth: dict[int, list[Any]] = {}
-    for item in coco["annotations"]:
-        truth.setdefault(item["image_id"], []).append((item["bbox"], names[item["category_id"]], "#2a9d3f"))
-    full = [item for item in coco["images"] if item["id"] in truth]
-    step = max(len(full) // _SHOWN_IMAGES, 1)
-    found = []
-    for index, run in enumerate(shown):
-        rows: dict[int, list[Any]] = {}
-        for item in read_predictions(_predictions(run)):
-            if item["score"] >= _SHOWN_SCORE:
-                label = f"{names.get(item['category_id'], item['category_id'])} {item['score']:.2f}"
-                rows.setdefault(item["image_id"], []).append((item["bbox"], label, f"C{index}"))
-        found.append(rows)
+
+def _judge(result: Result, base: Result, metric: str, truth: Truth | None) -> None:
+    values, others = _by_unit(result.group, metric), _by_unit(base.group, metric)
+    if not values:
+        result.verdict = f"{metric} unknown"
+        return
+    result.difference = seed_difference(values, others)
+    if truth is not None:
+        ours, theirs = _pairs(result.group, base.group)
+        files = [[run.predictions() for run in side] for side in (ours, theirs)]
+        known = [[path for path in side if path is not None] for side in files]
+        if known == files and ours:
+            with tqdm(
+                total=1, desc=f"bootstrap over images, {result.label}", leave=False, bar_format="{desc} ... {elapsed}"
+            ):
+                result.images = truth.image_interval(known[0], known[1], metric)
+    result.verdict = verdict(result.difference, result.images)
+
+
+def _by_unit(one: Group, metric: str) -> dict[str, float]:
+    """Repeat -> metric of the last epoch; repeats of unknown seeds are told apart by their runs' names."""
+    values = {}
+    for run, unit in zip(one.runs, one.units, strict=True):
+        value = run.last().get(metric)
+        if value is not None and value >= 0:
+            values[unit if run.seed is not None else run.name] = value
+    return values
+
+
+def _pairs(ours: Group, theirs: Group) -> tuple[list[Run], list[Run]]:
+    """As many runs of both groups, those of the same repeat opposite each other."""
+    mine, others = dict(zip(ours.units, ours.runs, strict=True)), dict(zip(theirs.units, theirs.runs, strict=True))
+    shared = [unit for unit in mine if unit in others and "unknown" not in unit]
+    if shared:
+        return [mine[unit] for unit in shared], [others[unit] for unit in shared]
+    number = min(len(ours.runs), len(theirs.runs))
+    return ours.runs[:number], theirs.runs[:number]
+
+
+def _loss_differences(results: list[Result]) -> dict[str, list[str]]:
+    """The resolved losses side by side, differences only."""
+    tables = []
+    for result in results:
+        resolved = result.group.runs[0].record.get("resolved_losses") or {}
+        table: dict[str, str] = {}
+        for term, spec in resolved.items():
+            table[f"loss_{term}"] = str(spec.get("type"))
+            table.update({f"loss_{term}.{key}": str(value) for key, value in spec.items() if key != "type"})
+        tables.append(table)
+    keys = dict.fromkeys(key for table in tables for key in table)
+    rows = {key: [table.get(key, "-" if table else "unknown") for table in tables] for key in keys}
+    return {key: values for key, values in rows.items() if len(set(values)) > 1}
+
+
+def _classes(results: list[Result]) -> list[str]:
+    return list(dict.fromkeys(name for result in results for one in result.diagnoses.values() for name in one.classes))
+
+
+def _pictures(results: list[Result], truth: Truth, number: int = 3) -> list[ImageDifference]:
+    """For each group the images whose AP50 differs most from the baseline's, in the first pair of runs."""
+    base, names = results[0], {int(item["id"]): str(item["name"]) for item in truth.categories}
+    files = {int(item["id"]): str(item["file_name"]) for item in truth.images}
+    boxes: dict[int, Shapes] = {}
+    for item in truth.annotations:
+        boxes.setdefault(int(item["image_id"]), []).append((tuple(item["bbox"]), names[int(item["category_id"])]))
     pictures = []
-    for item in full[::step][:_SHOWN_IMAGES]:
-        image = cv2.imread(str(Path(data["image_folder"]) / item["file_name"]))
-        if image is None:
+    for result in results[1:]:
+        ours, theirs = _pairs(result.group, base.group)
+        if not ours or ours[0].name not in result.diagnoses or theirs[0].name not in base.diagnoses:
             continue
-        boxes = [("truth", truth[item["id"]])]
-        boxes += [
-            (f"{run.name} (score at least {_SHOWN_SCORE})", rows.get(item["id"], []))
-            for run, rows in zip(shown, found, strict=True)
-        ]
-        pictures.append((cv2.cvtColor(image, cv2.COLOR_BGR2RGB), boxes))
+        sides = ((theirs[0], base.diagnoses[theirs[0].name]), (ours[0], result.diagnoses[ours[0].name]))
+        values = [diagnosis.images for _, diagnosis in sides]
+        shared = [image for image in values[0] if image in values[1]]
+        shared.sort(key=lambda image: (-abs(values[1][image] - values[0][image]), image))
+        chosen = [image for image in shared if (truth.image_folder / files[image]).is_file()][:number]
+        found: list[dict[int, Shapes]] = []
+        for run, diagnosis in sides:
+            table = truth.read(predictions_file(run.folder, int(run.last()["epoch"] or 0)))
+            kept = table[(table[:, 5] >= diagnosis.threshold) & np.isin(table[:, 0], chosen)]
+            rows: dict[int, Shapes] = {}
+            for image, x, y, w, h, score, category in kept:
+                rows.setdefault(int(image), []).append(((x, y, w, h), f"{names[int(category)]} {score:.2f}"))
+            found.append(rows)
+        for image in chosen:
+            pictures.append(
+                ImageDifference(
+                    truth.image_folder / files[image],
+                    boxes.get(image, []),
+                    [
+                        (run.name, diagnosis.images[image], rows.get(image, []))
+                        for (run, diagnosis), rows in zip(sides, found, strict=True)
+                    ],
+                )
+            )
     return pictures
