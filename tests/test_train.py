@@ -1,8 +1,10 @@
 """Training: repeatable, resumable to the bit, honest about its end."""
 
+import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +15,8 @@ import pytest
 import torch
 from conftest import EXP, assert_same, checkpoint, cli
 
-from yolox_loss_patch.record import predictions_file, read_metrics
+from yolox_loss_patch.cli import main
+from yolox_loss_patch.record import AP_COLUMNS, evaluation_file, predictions_file, read_metrics
 
 TRAIN = ("train", "-f", "tiny.py", "-b", "8", "--device", "cpu")
 
@@ -321,6 +324,64 @@ def test_eval_gives_the_metrics_of_the_run(straight):
     assert float(printed) == pytest.approx(last["AP"], abs=6e-4)
 
 
+def test_eval_save_makes_the_predictions_of_a_run_anew(straight, tmp_path, monkeypatch):
+    shutil.copytree(straight[0], tmp_path, dirs_exist_ok=True)
+    run = run_folder(tmp_path)
+    last = predictions_file(run, 4)
+    before = last.read_bytes()
+    shutil.rmtree(last.parent)
+    monkeypatch.chdir(tmp_path)
+    words = ["eval", "-f", "tiny.py", "-b", "8", "--device", "cpu", "--save", "-c", str(run / "latest_ckpt.pth")]
+    assert main(words) == 0
+    assert last.read_bytes() == before
+    facts = json.loads(evaluation_file(run, 4).read_text())
+    row = read_metrics(run)[-1]
+    assert facts["epoch"] == 4 and facts["metrics"] == {name: row[name] for name in AP_COLUMNS}
+    assert facts["data"]["val"] == record(run)["data"]["val"]
+
+
+# words, what the answer names
+NOT_KEPT = [
+    (["--test"], ["leave out --test"]),
+    (["--fp16"], ["leave out --fp16"]),
+    (["--conf", "0.5"], ["test_conf is 0.5 here and 0.0001 in the run"]),
+    (["--tsize", "64"], ["test_size is [64, 64] here and [96, 96]"]),
+    (["nmsthre", "0.5"], ["nmsthre is 0.5 here and 0.65", "'nmsthre 0.65'"]),
+]
+
+
+@pytest.mark.parametrize("words,answers", NOT_KEPT)
+def test_eval_save_refuses_what_the_run_would_not_have_detected(straight, words, answers, monkeypatch, capsys):
+    folder = straight[0]
+    before = {path: path.read_bytes() for path in predictions_file(run_folder(folder), 4).parent.iterdir()}
+    monkeypatch.chdir(folder)
+    checkpoint = "YOLOX_outputs/tiny/latest_ckpt.pth"
+    assert main(["eval", "-f", "tiny.py", "-b", "8", "--device", "cpu", "--save", "-c", checkpoint, *words]) == 2
+    error = capsys.readouterr().err
+    assert all(answer in error for answer in answers), error
+    assert before == {path: path.read_bytes() for path in predictions_file(run_folder(folder), 4).parent.iterdir()}
+
+
+def test_eval_save_refuses_other_data_and_no_run(straight, digits, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(straight[0])
+    words = ["eval", "-f", "tiny.py", "-b", "8", "--device", "cpu", "--save", "-c"]
+    latest = run_folder(straight[0]) / "latest_ckpt.pth"
+    shutil.copytree(digits, tmp_path / "other")
+    annotations = tmp_path / "other" / "annotations" / "instances_val2017.json"
+    annotations.write_text(annotations.read_text() + " ")
+    assert main([*words, str(latest), "data_dir", str(tmp_path / "other")]) == 2
+    error = capsys.readouterr().err
+    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (annotations, digits / "annotations" / annotations.name)]
+    assert all(value in error for value in hashes)
+    shutil.copy(latest, tmp_path / "weights.pth")
+    assert main([*words, str(tmp_path / "weights.pth")]) == 2
+    assert "holds no run" in capsys.readouterr().err and not (tmp_path / "predictions").exists()
+    shutil.copy(run_folder(straight[0]) / "run.json", tmp_path)
+    torch.save({"model": checkpoint(run_folder(straight[0]))["model"]}, tmp_path / "weights.pth")
+    assert main([*words, str(tmp_path / "weights.pth")]) == 2
+    assert "no 'start_epoch'" in capsys.readouterr().err
+
+
 def test_fine_tuning_from_another_class_count(straight, work, digits):
     path = run_folder(straight[0]) / "latest_ckpt.pth"
     text = (work / "tiny.py").read_text().replace("self.num_classes = 10", "self.num_classes = 12")
@@ -343,8 +404,8 @@ def test_a_checkpoint_of_another_model_is_refused(straight, work):
 
 def test_a_checkpoint_as_yolox_writes_it_is_read(tmp_path):
     """With the best AP as a numpy scalar, which torch's safe loading refuses."""
+    from yolox_loss_patch.checkpoint import load_checkpoint
     from yolox_loss_patch.errors import RunError
-    from yolox_loss_patch.train import load_checkpoint
 
     path = tmp_path / "stock_ckpt.pth"
     torch.save({"start_epoch": 2, "model": {"w": torch.ones(1)}, "best_ap": np.float64(0.25)}, path)

@@ -55,26 +55,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _host_parser(tool: str, words: list[str], profile: bool = False) -> argparse.Namespace:
-    """YOLOX's own arguments of a tool, and the kit's: ``--device``, and ``--profile`` where it means something."""
+def _host_parser(tool: str, words: list[str], **switches: str) -> argparse.Namespace:
+    """YOLOX's own arguments of a tool, and the kit's: ``--device``, and switches by name with their help."""
     hosts.yolox()
     parser: argparse.ArgumentParser = importlib.import_module(f"yolox.tools.{tool}").make_parser()
     parser.prog = f"yolox-loss {tool}"
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help=_DEVICE)
-    if profile:
-        parser.add_argument("--profile", action="store_true", help="log the share of the loss stage in a step")
+    for name, text in switches.items():
+        parser.add_argument(f"--{name}", action="store_true", help=text)
     return parser.parse_args(words)
 
 
 def _train(words: list[str]) -> None:
-    args = _host_parser("train", words, profile=True)  # before the import below, which needs YOLOX
+    # Before the import below, which needs YOLOX.
+    args = _host_parser("train", words, profile="log the share of the loss stage in a step")
     from .train import run
 
     run(args)
 
 
 def _eval(words: list[str]) -> None:
-    args = _host_parser("eval", words)
+    args = _host_parser("eval", words, save="keep the predictions in the folder of the checkpoint's run, for compare")
     from .train import evaluate
 
     evaluate(args)

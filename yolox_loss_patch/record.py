@@ -19,6 +19,8 @@ RUN, METRICS, PREDICTIONS = "run.json", "metrics.csv", "predictions"
 LOSS_COLUMNS = ("total_loss", "iou_loss", "conf_loss", "cls_loss", "l1_loss")
 AP_COLUMNS = ("AP", "AP50", "AP75", "AP90", "AP_small", "AP_medium", "AP_large", "AR")
 COLUMNS = ("epoch", *AP_COLUMNS, *LOSS_COLUMNS, "fg_iou", "obj_fg", "obj_bg", "lr", "seconds", "memory_mib")
+# Built by YOLOX on the experiment while it works; no settings.
+BUILT = ("model", "optimizer", "dataset")
 
 
 def plain(value: Any) -> Any:
@@ -106,6 +108,33 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def evaluation_file(folder: Path, epoch: int) -> Path:
+    """Where ``eval --save`` writes down what it evaluated, beside the predictions of this epoch."""
+    return folder / PREDICTIONS / f"epoch_{epoch}.json"
+
+
+def write_evaluation(path: Path, facts: Mapping[str, Any]) -> None:
+    """Write down an evaluation: epoch, metrics, data, thresholds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(plain(facts), indent=2, ensure_ascii=False).encode())
+
+
+def read_evaluations(folder: Path) -> list[dict[str, Any]]:
+    """What ``eval --save`` wrote down in a run's folder, by epoch.
+
+    Raises:
+        RunError: a file cannot be read.
+    """
+    found = []
+    for path in (folder / PREDICTIONS).glob("epoch_*.json"):
+        try:
+            facts = json.loads(path.read_text())
+            found.append({**facts, "epoch": int(facts["epoch"]), "metrics": dict(facts["metrics"])})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{path} cannot be read ({error!r}); make it anew with yolox-loss eval --save.") from error
+    return sorted(found, key=lambda facts: facts["epoch"])
+
+
 def is_alive(pid: Any) -> bool:
     """Whether a process of this machine has this number."""
     try:
@@ -154,7 +183,8 @@ class RunRecord:
         self._write_rows([row for row in rows if (row["epoch"] or 0) <= epochs])
         for row in rows:
             if (row["epoch"] or 0) > epochs:
-                predictions_file(self.folder, int(row["epoch"] or 0)).unlink(missing_ok=True)
+                for path in (predictions_file, evaluation_file):
+                    path(self.folder, int(row["epoch"] or 0)).unlink(missing_ok=True)
 
     def add_epoch(self, row: Mapping[str, float | None]) -> None:
         """Add the row of an epoch."""

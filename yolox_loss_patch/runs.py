@@ -12,6 +12,7 @@ from typing import Any
 
 from .config import KEYS, LossConfig
 from .errors import RunError
+from .plainrun import LOG, read_plain
 from .record import plain, predictions_file, read_metrics, read_run
 
 OUTPUTS = Path("YOLOX_outputs")
@@ -153,7 +154,7 @@ def _folders(word: str) -> list[tuple[Path, bool]]:
 
 
 def _run_names(folder: Path) -> list[str]:
-    return sorted(path.parent.name for name in ("run.json", "train_log.txt") for path in folder.glob(f"*/{name}"))
+    return sorted(path.parent.name for name in ("run.json", LOG) for path in folder.glob(f"*/{name}"))
 
 
 def read(folder: Path) -> Run:
@@ -167,12 +168,15 @@ def read(folder: Path) -> Run:
         if not isinstance(record.get("resolved_losses"), dict) or not isinstance(record.get("exp"), dict):
             raise RunError(f"{folder / 'run.json'} is cut off or was edited: it has no 'resolved_losses' or no 'exp'.")
         return Run(folder, record, read_metrics(folder))
+    made_without_the_kit = read_plain(folder)
+    if made_without_the_kit is not None:
+        return Run(folder, *made_without_the_kit)
     inside = sorted(set(_run_names(folder)))
     if inside:
         raise RunError(
             f"{str(folder)!r} is no run but holds some: {', '.join(inside)}. Say '{folder}/*' for all of them."
         )
-    raise RunError(f"{str(folder)!r} is no run: it has neither a run.json nor YOLOX's train_log.txt.")
+    raise RunError(f"{str(folder)!r} is no run: it has neither a run.json nor YOLOX's {LOG}.")
 
 
 def _unfit(run: Run) -> str | None:
