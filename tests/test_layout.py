@@ -9,7 +9,8 @@ PACKAGE = ROOT / "yolox_loss_patch"
 HOST = {"hosts", "stage", "assign", "exp", "train"}
 # exp file -> config -> registry -> losses -> stage -> trainer -> record -> compare: each may import what stands before it
 ORDER = ["errors", "losses", "knobs", "catalogue", "registry", "testing", "assign", "hosts", "config", "stage", "patch",
-         "exp", "record", "data", "evaluator", "train", "compare", "plot", "cli", "__main__", "__init__"]  # fmt: skip
+         "exp", "record", "data", "evaluator", "train", "doctor", "verify", "compare", "plot", "cli",
+         "__main__", "__init__"]  # fmt: skip
 
 
 def modules():
