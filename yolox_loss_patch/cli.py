@@ -162,15 +162,14 @@ def _doctor(words: list[str]) -> None:
 
 
 def _verify(words: list[str]) -> None:
+    from .doctor import report
+    from .verify import verify
+
     parser = _experiment_parser("verify", "Stock against kit with default losses: losses, gradients and training steps.")
     parser.add_argument("--steps", type=int, default=50, help="training steps (50)")
     parser.add_argument("-b", "--batch-size", type=int, default=2, help="images a step (2)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help=_DEVICE)
     args = parser.parse_args(words)
-    hosts.yolox()  # before the import below, which needs YOLOX
-    from .doctor import report
-    from .verify import verify
-
     report(verify(args.exp_file, args.name, args.opts, steps=args.steps, batch_size=args.batch_size, device=args.device))
 
 

@@ -98,7 +98,7 @@ def doctor(exp_file: str | None = None, name: str | None = None, opts: Sequence[
         if exp_file or name:
             yield Finding(WARNING, "experiment", "not looked at, because it needs YOLOX", "Mend YOLOX first.")
         return
-    yield from guarded("trainer", _trainer)
+    yield from guarded("trainer", trainer)
     if exp_file or name:
         yield from guarded("experiment", lambda: _experiment(exp_file, name, opts))
     else:
@@ -355,8 +355,9 @@ def _host() -> Iterator[Finding]:
     try:
         with quiet():
             host = hosts.describe()
-    except KitError as error:
-        yield Finding(ERROR, "yolox", str(error))
+    except Exception as error:
+        remedy = "" if isinstance(error, KitError) else f"The kit cannot use this YOLOX. {hosts.INSTALL}"
+        yield Finding(ERROR, "yolox", in_words(error), remedy)
         return
     text = f"{host['name']}, version {host['version']}, in {host['path']}; get_losses {host['get_losses'] or 'without source'}"
     try:
@@ -385,7 +386,8 @@ def _host() -> Iterator[Finding]:
         )
 
 
-def _trainer() -> Iterator[Finding]:
+def trainer() -> Iterator[Finding]:
+    """Whether everything that training imports is there: one finding."""
     try:
         with quiet():
             importlib.import_module(f"{__package__}.train")

@@ -18,11 +18,10 @@ from tqdm import tqdm
 from . import hosts
 from .config import LossConfig
 from .data import Prefetcher, check_dataset, open_data, training_loader
-from .doctor import ERROR, OK, WARNING, Finding, guarded, in_words, quiet
-from .errors import ConfigError, PatchError
+from .doctor import ERROR, OK, WARNING, Finding, guarded, in_words, quiet, trainer
+from .errors import ConfigError, HostError, PatchError
 from .exp import load_exp
 from .patch import find_head, patch_model, stage_of, unpatch_model
-from .train import choose_device, configure
 
 TERMS = ("total_loss", "iou_loss", "conf_loss", "cls_loss", "l1_loss")
 #: Batches held in memory and used in turn.
@@ -76,7 +75,17 @@ def verify(
         if value < 1:
             raise ConfigError(f"{flag} is at least 1; got {value}.")
     started = time.perf_counter()
-    exp = load_exp(exp_file, name or (None if exp_file else "yolox-nano"))
+    hosts.yolox()
+    missing = [finding for finding in guarded("trainer", trainer) if finding.level == ERROR]
+    if missing:
+        yield from missing
+        return
+    from .train import choose_device, configure  # needs all that was just looked for
+
+    try:
+        exp = load_exp(exp_file, name or (None if exp_file else "yolox-nano"))
+    except ModuleNotFoundError as error:
+        raise HostError(f"This YOLOX has no experiment files to verify: {error}. {hosts.INSTALL}") from error
     exp.merge(opts)
     where = choose_device(device)
     configure(seed=0)
@@ -155,27 +164,33 @@ def _train(
     for step in bar:
         head.use_l1 = step >= steps // 2
         batch = batches[step % len(batches)]
-        patch_model(model, LossConfig())
-        ours = _pass(model, batch)
-        unpatch_model(model)
-        stock = _pass(model, batch)  # the last one, so that its gradients are those of the optimizer's step
-        if not math.isfinite(stock.terms["total_loss"]):
+        try:
+            stock = _pass(model, batch)
+            bad = ", ".join(name for name, value in stock.terms.items() if not math.isfinite(value))
+        except (RuntimeError, IndexError) as error:  # how the host's assignment stumbles over NaN
+            bad = in_words(error)
+        if bad:
             bar.close()
             return Finding(
                 ERROR,
                 "training",
-                f"stock's own loss is not finite in step {step + 1} of {steps}: {stock.terms}",
+                f"stock's own loss is not finite in step {step + 1} of {steps}: {bad}; the steps before differ by {worst:.2g}",
                 "Lower basic_lr_per_img, or look at the data.",
             )
+        patch_model(model, LossConfig())
+        ours = _pass(model, batch)
+        unpatch_model(model)
         difference = max(_difference(stock, ours))
         if not difference <= tolerance and failed is None:
             failed = step + 1
         worst = max(worst, difference)
         seconds = [seconds[0] + stock.seconds, seconds[1] + ours.seconds]
         start, end = start or stock.terms["total_loss"], stock.terms["total_loss"]
+        for parameter, gradient in zip(model.parameters(), stock.gradients, strict=True):
+            parameter.grad = gradient
         optimizer.step()
     text = (
-        f"{steps} steps, losses and gradients of each; loss {start:.4g} -> {end:.4g}; forward and backward took "
+        f"{steps} steps, losses and all gradients of each; loss {start:.4g} -> {end:.4g}; forward and backward took "
         f"{seconds[0]:.1f} s stock, {seconds[1]:.1f} s kit"
     )
     if failed is not None:
