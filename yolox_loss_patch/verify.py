@@ -185,12 +185,13 @@ def _train(
             failed = step + 1
         worst = max(worst, difference)
         seconds = [seconds[0] + stock.seconds, seconds[1] + ours.seconds]
-        start, end = start or stock.terms["total_loss"], stock.terms["total_loss"]
+        end = stock.terms["total_loss"] - stock.terms["l1_loss"]
+        start = start or end
         for parameter, gradient in zip(model.parameters(), stock.gradients, strict=True):
             parameter.grad = gradient
         optimizer.step()
     text = (
-        f"{steps} steps, losses and all gradients of each; loss {start:.4g} -> {end:.4g}; forward and backward took "
+        f"{steps} steps, losses and all gradients of each; loss without L1 {start:.4g} -> {end:.4g}; forward and backward took "
         f"{seconds[0]:.1f} s stock, {seconds[1]:.1f} s kit"
     )
     if failed is not None:
