@@ -118,7 +118,7 @@ def guarded(check: str, look: Callable[[], Iterable[Finding]]) -> Iterator[Findi
 def in_words(error: BaseException) -> str:
     """An exception as a user reads it: the kit's own messages explain themselves, others go with their kind."""
     text = str(error)
-    return text if isinstance(error, KitError) else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, KitError) else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
 def _count(number: int, what: str) -> str:
@@ -479,11 +479,16 @@ def _data(
     except DataError as error:
         yield Finding(ERROR, split, str(error), layout)
         return
-    except Exception as error:
-        remedy = (
-            "The data set of the experiment could not be made; its annotation file may lack a part of the COCO format."
+    except Exception as error:  # whatever YOLOX stumbles over in a file that is JSON and not quite COCO
+        path = Path(exp.data_dir or hosts.default_data_dir()) / "annotations" / str(getattr(exp, annotation))
+        yield Finding(
+            ERROR,
+            split,
+            f"YOLOX cannot make a data set of {path}: {in_words(error)}",
+            "Bring the file into COCO's format, or mend what the experiment does with it.",
         )
-        yield Finding(ERROR, split, in_words(error), remedy)
+        if path.is_file():
+            yield from _health(path, split)
         return
     if dataset is None:
         yield Finding(WARNING, split, "is not a COCO data set of YOLOX's, so it was not looked at")
@@ -573,9 +578,14 @@ def _health(path: Path, split: str) -> Iterator[Finding]:
         found = hotcoco.COCO(str(path)).healthcheck()
     except ValueError as error:
         yield Finding(
-            WARNING, split, f"{path} is not in COCO format to the letter: {error}", "Ids are whole numbers from 0 on."
+            WARNING,
+            split,
+            f"{path} is not in COCO format to the letter: {error}",
+            "Correct what stands at that place of the file; ids are whole numbers from 0 on.",
         )
         return
+    if not found["summary"]["num_images"]:
+        yield Finding(ERROR, split, f"{path} lists no image", "Write the file anew.")
     for level, part in ((ERROR, "errors"), (WARNING, "warnings")):
         for entry in found[part]:
             ids = f" Ids: {_some(entry['affected_ids'])}." if entry["affected_ids"] else ""

@@ -238,7 +238,7 @@ def _own_losses(exp: Any, model: torch.nn.Module, optimizer: torch.optim.Optimiz
     norms = {
         part: math.sqrt(
             sum(
-                float(gradient.double().square().sum())
+                float(torch.linalg.vector_norm(gradient)) ** 2
                 for name, gradient in zip(named, found.gradients, strict=True)
                 if gradient is not None and f"{layer}." in name
             )
