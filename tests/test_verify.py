@@ -176,7 +176,7 @@ class Exp{body}        self.loss_{term} = {name!r}
 # the term, the loss, level, words
 OWN = {
     "a value": ("iou", "(pred - target).sum() * float('nan')", "error", "not finite: total_loss, iou_loss"),
-    "a gradient": ("iou", "((pred - pred).sqrt()).sum()", "error", "gradients are not finite"),
+    "a gradient": ("iou", "((pred - pred).sqrt()).sum()", "error", "not finite: the gradient of "),
     "nothing": ("obj", "((pred - target) * 0).sum()", "warning", "objectness learns nothing"),
 }
 
@@ -212,22 +212,33 @@ def test_stock_that_diverges_is_not_the_kits_fault(work):
     assert lines["training"].level == "error" and "stock's own loss is not finite in step" in lines["training"].text
 
 
-def test_where_stock_does_not_repeat_the_tolerance_is_said(work):
-    """A layer that draws numbers outside of torch, as a device without deterministic algorithms would."""
+def noisy(work, size):
+    """An experiment with a layer that draws numbers outside of torch, as a device without deterministic algorithms would."""
     text = (work / "tiny.py").read_text()
-    (work / "tiny.py").write_text(text + """
+    (work / "tiny.py").write_text(f"""{text}
     def get_model(self):
         import random
         model = super().get_model()
-        def noisy(module, args):
-            return (args[0] * (1 + 1e-6 * random.random()), *args[1:])
-        model.register_forward_pre_hook(noisy)
+        def noise(module, args):
+            return (args[0] * (1 + {size} * random.random()), *args[1:])
+        model.register_forward_pre_hook(noise)
         return model
 """)
+
+
+def test_where_stock_does_not_repeat_the_tolerance_is_said(work):
+    noisy(work, 1e-6)
     lines = look(work, steps=1)
     assert lines["stock"].level == "warning" and "are not promised to repeat here" in lines["stock"].text
     assert "allowed" in lines["losses"].text and "0 expected" not in lines["losses"].text
     assert lines["losses"].level == "ok"
+
+
+def test_stock_that_does_not_repeat_at_all_proves_nothing(work):
+    noisy(work, 0.5)
+    lines = look(work, steps=1)
+    assert lines["stock"].level == "error" and "nothing to compare with" in lines["stock"].text
+    assert "training" not in lines
 
 
 @pytest.mark.parametrize(
