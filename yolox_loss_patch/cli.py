@@ -36,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "eval": (_eval, "COCO metrics of a checkpoint"),
         "compare": (_compare, "runs with several seeds: what differs, how sure the difference is, why"),
         "list": (_list, "the losses, their formulas and knobs"),
+        "doctor": (_doctor, "what is installed, the experiment and its data, and what to do about each finding"),
+        "verify": (_verify, "stock against kit on this machine and experiment; difference expected 0"),
         "plot": (_plot, "losses and their gradients as curves; box losses at work"),
     }
     subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
@@ -148,6 +150,35 @@ def _plot(words: list[str]) -> None:
     args = parser.parse_args(words)
     _import_exp(args.f)
     print(plot(args.losses, args.out, regression=args.regression, points=args.points))
+
+
+def _experiment_parser(verb: str, description: str | None) -> argparse.ArgumentParser:
+    """The flags that name an experiment, as YOLOX spells them, without asking YOLOX, which may be missing."""
+    parser = argparse.ArgumentParser(prog=f"yolox-loss {verb}", description=description)
+    parser.add_argument("-f", "--exp_file", metavar="EXP_FILE", help="an experiment file")
+    parser.add_argument("-n", "--name", help="one of YOLOX's models, such as yolox-s")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the experiment")
+    return parser
+
+
+def _doctor(words: list[str]) -> None:
+    from .doctor import doctor, report
+
+    parser = _experiment_parser("doctor", "What is installed, the experiment and its data, and what to do about it.")
+    args = parser.parse_args(words)
+    report(doctor(args.exp_file, args.name, args.opts))
+
+
+def _verify(words: list[str]) -> None:
+    from .doctor import report
+    from .verify import verify
+
+    parser = _experiment_parser("verify", "Stock against kit with default losses: losses, gradients and training steps.")
+    parser.add_argument("--steps", type=int, default=50, help="training steps (50)")
+    parser.add_argument("-b", "--batch-size", type=int, default=2, help="images a step (2)")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help=_DEVICE)
+    args = parser.parse_args(words)
+    report(verify(args.exp_file, args.name, args.opts, steps=args.steps, batch_size=args.batch_size, device=args.device))
 
 
 def _import_exp(exp_file: str | None) -> None:

@@ -167,14 +167,14 @@ def open_data(make: Callable[[], Any], exp: Any, annotation: str, where: str) ->
     try:
         return make()
     except Exception as error:
-        reason = _why(exp, annotation, where)
-        if reason is None:
-            raise
         # YOLOX's data set deletes its images when it goes, and complains on the screen when it never got that far.
         for frame, _ in traceback.walk_tb(error.__traceback__):
             half_made: Any = frame.f_locals.get("self")
             if hasattr(type(half_made), "__del__") and not hasattr(half_made, "imgs"):
                 half_made.imgs = None
+        reason = _why(exp, annotation, where)
+        if reason is None:
+            raise
         raise DataError(reason) from error
 
 
