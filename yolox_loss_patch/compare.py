@@ -96,7 +96,19 @@ def analyse(
         notes,
         _classes(results) if per_class else [],
         _pictures(results, truth) if truth is not None else [],
+        _command(folders, baseline, by, metric, per_class, anyway),
     )
+
+
+def _command(
+    folders: Sequence[str], baseline: str | None, by: str, metric: str, per_class: bool, anyway: bool
+) -> list[str]:
+    """The words that make the comparison again."""
+    words = ["yolox-loss", "compare", *folders]
+    words += [] if baseline is None else ["--baseline", baseline]
+    words += [] if by == "loss" else ["--by", by]
+    words += [] if metric == "AP" else ["--metric", metric]
+    return words + ["--per-class"] * per_class + ["--anyway"] * anyway
 
 
 def _check_number(selection: Selection) -> None:

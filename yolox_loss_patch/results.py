@@ -96,6 +96,7 @@ class Comparison:
         notes: what the reader has to know.
         classes: names, when they were asked for.
         pictures: where the groups differ most from the baseline.
+        command: the words that make the comparison again, without ``--out``.
     """
 
     results: list[Result]
@@ -108,6 +109,7 @@ class Comparison:
     notes: list[str]
     classes: list[str]
     pictures: list[ImageDifference]
+    command: list[str]
 
     @property
     def runs(self) -> list[Run]:

@@ -35,7 +35,7 @@ class SeedDifference:
     """How a metric differs over seeds: the mean, its interval (None below two seeds), what it was made from.
 
     ``more_seeds``: how many seeds are missing until a difference of `EFFECT` would be found in 8 of 10 cases; None where
-    the spread is not known.
+    the spread is not known. ``pairs``: the difference of each pair.
     """
 
     mean: float
@@ -43,6 +43,7 @@ class SeedDifference:
     seeds: int
     paired: bool
     more_seeds: int | None
+    pairs: tuple[float, ...] = ()
 
 
 def mean_interval(values: Sequence[float]) -> Interval | None:
@@ -76,7 +77,7 @@ def seed_difference(values: dict[str, float], baseline: dict[str, float]) -> See
             return SeedDifference(mean, None, min(len(values), len(baseline)), False, None)
         interval = mean_interval(pairs)
         more = None if interval is None else max(seeds_needed(float(np.std(pairs, ddof=1))) - len(pairs), 0)
-        return SeedDifference(float(np.mean(pairs)), interval, len(pairs), True, more)
+        return SeedDifference(float(np.mean(pairs)), interval, len(pairs), True, more, tuple(pairs))
     ours, theirs = np.array(list(values.values())), np.array(list(baseline.values()))
     parts = [float(np.var(side, ddof=1)) / len(side) for side in (ours, theirs)]
     mean, error = float(ours.mean() - theirs.mean()), math.sqrt(sum(parts))

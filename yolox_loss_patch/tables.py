@@ -12,9 +12,14 @@ from tabulate import tabulate
 from .detections import ERRORS
 from .record import AP_COLUMNS
 from .results import MEANS, Comparison, Summary
-from .statistics import EFFECT, MOST_SEEDS, Interval
+from .statistics import BETTER, EFFECT, MOST_SEEDS, NO_DIFFERENCE, WORSE, Interval, SeedDifference
 
 FLATTERED = "The best of many evaluations on the same data is flattered, the more so the noisier the curve: read the last epoch."
+_SENTENCES = {
+    BETTER: "better than {base}",
+    WORSE: "worse than {base}",
+    NO_DIFFERENCE: "no detectable difference to {base}",
+}
 # Title, header, rows, note.
 Table = tuple[str, list[str], list[list[str]], str]
 
@@ -74,17 +79,42 @@ def _differences_table(comparison: Comparison) -> Table:
         if difference is None:
             rows.append([result.label, "-", "-", "-", result.verdict, str(len(result.group.runs)), "-"])
             continue
-        more = difference.more_seeds
-        missing = "?" if more is None else f"{MOST_SEEDS}+" if more >= MOST_SEEDS - difference.seeds else str(more)
         seeds = f"{difference.seeds} {'pairs' if difference.paired else 'without pairs'}"
         rows.append([result.label, _signed(difference.mean), _range(difference.interval), _range(result.images),
-                     result.verdict, seeds, missing])  # fmt: skip
+                     result.verdict, seeds, _missing(difference)])  # fmt: skip
     note = (
         f"Last epoch against {base.label!r}. Over seeds: had the trainings been repeated with other seeds (Student's t"
         " on pairs of the same seed); over images: had other images of the kind been at hand (paired bootstrap). 'better' and"
         f" 'worse' need both on one side of 0. More seeds: until a difference of {EFFECT} would be found in 8 of 10 cases."
     )
     return "Is it better?", header, rows, note
+
+
+def _missing(difference: SeedDifference) -> str:
+    """The seeds that a difference of `EFFECT` would still need."""
+    more = difference.more_seeds
+    return "?" if more is None else f"{MOST_SEEDS}+" if more >= MOST_SEEDS - difference.seeds else str(more)
+
+
+def answers(comparison: Comparison) -> list[tuple[str, str, str]]:
+    """The answer in words for each group but the baseline: its name, the verdict, what the verdict stands on."""
+    base, metric = comparison.results[0].label, comparison.metric
+    told = []
+    for result in comparison.results[1:]:
+        difference = result.difference
+        verdict = _SENTENCES.get(result.verdict, result.verdict).format(base=base)
+        if difference is None:
+            told.append((result.label, verdict, ""))
+            continue
+        parts = [f"{metric} {_signed(difference.mean)}"]
+        parts += [f"95% over seeds {_range(difference.interval)}"] if difference.interval else []
+        parts += [f"over images {_range(result.images)}"] if result.images else []
+        number = difference.seeds
+        parts.append(f"{number} seed{'s' * (number != 1)}" + ("" if difference.paired else " a group, not paired"))
+        if result.verdict == NO_DIFFERENCE and _missing(difference) != "0":
+            parts.append(f"{_missing(difference)} more would show a difference of {EFFECT}")
+        told.append((result.label, verdict, ", ".join(parts)))
+    return told
 
 
 def _last_table(comparison: Comparison) -> Table:
@@ -181,8 +211,8 @@ def remarks(comparison: Comparison) -> list[str]:
     return found + comparison.notes
 
 
-def side_by_side(values: dict[str, list[str]], names: Sequence[str]) -> str:
-    """Facts by run; runs that agree in all of them share a column."""
+def shared_columns(values: dict[str, list[str]], names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of facts by run; runs that agree in all of them share a column."""
     columns: dict[tuple[str, ...], list[str]] = {}
     for place, name in enumerate(names):
         columns.setdefault(tuple(row[place] for row in values.values()), []).append(name)
@@ -190,8 +220,13 @@ def side_by_side(values: dict[str, list[str]], names: Sequence[str]) -> str:
         ", ".join(members) if len(members) < 4 else f"{members[0]} and {len(members) - 1} more"
         for members in columns.values()
     ]
-    rows = [[key, *(column[place] for column in columns)] for place, key in enumerate(values)]
-    return tabulate(rows, ["", *header], tablefmt="github", disable_numparse=True)
+    return ["", *header], [[key, *(column[place] for column in columns)] for place, key in enumerate(values)]
+
+
+def side_by_side(values: dict[str, list[str]], names: Sequence[str]) -> str:
+    """The same as text."""
+    header, rows = shared_columns(values, names)
+    return tabulate(rows, header, tablefmt="github", disable_numparse=True)
 
 
 def as_text(comparison: Comparison) -> str:
