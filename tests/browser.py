@@ -40,7 +40,9 @@ class Browser:
         self.session = self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)["sessionId"]
         for domain in ("Page", "Network", "Log", "Runtime"):
             self.call(f"{domain}.enable")
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
         media = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[media])
         self.call("Page.navigate", url=page.as_uri())
@@ -77,7 +79,12 @@ class Browser:
         method, params = message.get("method"), message.get("params")
         if method == "Network.requestWillBeSent":
             self.requests.append(params["request"]["url"])
-        elif method in ("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Page.javascriptDialogOpening"):
+        elif method in (
+            "Log.entryAdded",
+            "Runtime.exceptionThrown",
+            "Runtime.consoleAPICalled",
+            "Page.javascriptDialogOpening",
+        ):
             self.complaints.append(json.dumps(params))
         elif method == "Page.loadEventFired":
             self.loaded = True
@@ -94,7 +101,13 @@ class Browser:
         text = {"Enter": "\r", " ": " "}.get(key, "")
         code = {"Enter": 13, " ": 32, "Tab": 9}[key]
         for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, text=text * (kind == "keyDown"), windowsVirtualKeyCode=code)
+            self.call(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                text=text * (kind == "keyDown"),
+                windowsVirtualKeyCode=code,
+            )
 
     def screenshot(self, path, whole=True):
         shot = self.call("Page.captureScreenshot", captureBeyondViewport=whole)

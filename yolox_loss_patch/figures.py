@@ -29,17 +29,21 @@ from .runs import Run
 from .statistics import EFFECT
 
 _WIDTH = 4.8  # inches of a panel: as wide as a phone shows without making the letters too small
-_LINE = 0.145  # inches of a line of small text
-_MARKS = 0.36  # inches that the marks of a row take
-_SMALL = 7.5
+_LINE = 0.165  # inches of a line of small text
+_MARKS = 0.4  # inches that the marks of a row take
+_SMALL = 8.5
+_KEY = 8.0
 _SIDE = 480  # pixels of the longer side of an image in the page
-_MARKERS = "osD^vPX*"
+_MARKERS = "osD^vPX<"
 
 
 @dataclass(frozen=True)
 class Look:
-    """The colours of a picture. The baseline has the colour of the text, the groups have Okabe and Ito's, which people who
-    see few colours can tell apart; each group has a marker besides."""
+    """The colours of a picture.
+
+    The baseline has the colour of the text, the groups have Okabe and Ito's, which people who see few colours can tell
+    apart; each group has a marker besides.
+    """
 
     ink: str
     dim: str
@@ -67,6 +71,7 @@ class Panel:
         alt: the same in words, for those who do not see it.
         height: in inches.
         paint: draws it into axes.
+        named: each group has a row with its name.
     """
 
     section: str
@@ -74,6 +79,7 @@ class Panel:
     alt: str
     height: float
     paint: Callable[[Axes, Look], None]
+    named: bool = False
 
 
 ANSWER, CURVES, WHY, COST = "Answer", "Training curves", "Errors and scores", "Cost"
@@ -89,22 +95,22 @@ _CURVES: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 def panels(comparison: Comparison) -> list[Panel]:
     """The pictures for which the runs have the numbers."""
-    results, metric = comparison.results, comparison.metric
+    results, metric, tall = comparison.results, comparison.metric, _key_height(comparison.results)
     found = []
     if len(results) > 1:
         base = results[0].label
         told = "; ".join(f"{one.label}: {_signed(one)}, {one.verdict}" for one in results[1:])
-        texts = [[*_lines(one.label, 60), f"{_signed(one)}  {one.verdict}"] for one in results[1:]]
+        texts = [[*_lines(one.label, 54), f"{_signed(one)}  {one.verdict}"] for one in results[1:]]
+        title, paint = f"{metric}, difference to {base}", partial(_differences, texts=texts, comparison=comparison)
         found.append(
-            Panel(ANSWER, f"{metric}, difference to {base}", f"{metric}, last epoch, difference to {base}. {told}.",
-                  _rows_height(texts) + 0.5, partial(_differences, texts=texts, comparison=comparison))  # fmt: skip
+            Panel(ANSWER, title, f"{title}, last epoch. {told}.", _rows_height(texts) + 0.5, paint, named=True)
         )
     found += _row_panel(ANSWER, f"{metric} of each seed, last epoch", results, lambda run: run.last().get(metric), 4)
     for title, columns in ((f"{metric} over epochs (EMA weights)", (metric,)), *_CURVES):
         ends = [_end(one, columns[0]) for one in results]
         if any(ends):
             alt = _alt(f"{title}, mean over seeds at the end", results, ends, 4)
-            found.append(Panel(CURVES, title, alt, 3.4, partial(_curves, results=results, columns=columns)))
+            found.append(Panel(CURVES, title, alt, tall, partial(_curves, results=results, columns=columns)))
     diagnosed = [one for one in results if one.diagnoses]
     if diagnosed:
         title = "Errors: AP50 that mending them would win"
@@ -113,14 +119,12 @@ def panels(comparison: Comparison) -> list[Panel]:
             f"{one.label}: most by '{ERRORS[kind]}', {_error(one, kind):.4f}"
             for one, kind in zip(diagnosed, worst, strict=True)
         )
-        found.append(Panel(WHY, title, f"{title} (TIDE). {told}.", 3.4, partial(_errors, results=results)))
+        found.append(Panel(WHY, title, f"{title} (TIDE). {told}.", tall, partial(_errors, results=results)))
         title = "Are the scores honest? Share right by score"
         errors = [one.of_diagnoses(lambda told: told.calibration_error).mean for one in results]
-        found.append(
-            Panel(WHY, title, _alt(f"{title}, IoU 0.5. Mean distance from the diagonal", results, errors, 3), 3.4,
-                  partial(_reliability, results=results))  # fmt: skip
-        )
-        found += _row_panel(WHY, "Best score threshold (F1 at IoU 0.5) of each run", results,
+        alt = _alt(f"{title}, IoU 0.5. Mean distance from the diagonal", results, errors, 3)
+        found.append(Panel(WHY, title, alt, tall, partial(_reliability, results=results)))
+        found += _row_panel(WHY, "Best score threshold of each run (F1)", results,
                             lambda run: _threshold(results, run.name), 3)  # fmt: skip
     found += _row_panel(COST, "Seconds an iteration", results, Run.seconds_per_iteration, 3, bars=True)
     found += _row_panel(COST, "Peak memory, MiB", results, Run.peak_memory, 0, bars=True)
@@ -138,7 +142,10 @@ def picture(panel: Panel, look: Look) -> bytes:
 def overview(comparison: Comparison) -> bytes:
     """All panels as one PNG, three in a row."""
     shown = panels(comparison)
-    rows = [shown[start : start + 3] for start in range(0, len(shown), 3)]
+    named, others = ([panel for panel in shown if panel.named is wanted] for wanted in (True, False))
+    # Rows by group grow with the number of groups, the others do not: kept apart, none is stretched.
+    rows = [named[:3], *(others[start : start + 3] for start in range(0, len(others), 3)), named[3:]]
+    rows = [row for row in rows if row]
     heights = [max(panel.height for panel in row) for row in rows]
     with _style(LIGHT):
         figure = Figure(figsize=(3 * _WIDTH, sum(heights)), layout="constrained")
@@ -258,10 +265,17 @@ def _differences(axes: Axes, look: Look, texts: list[list[str]], comparison: Com
     _rows(axes, look, texts)
     axes.axvspan(-EFFECT, EFFECT, color=look.dim, alpha=0.15, linewidth=0)
     axes.axvline(0, color=look.ink, linewidth=1)
+    reach = [-EFFECT, EFFECT]
     for place, one in enumerate(comparison.results[1:]):
         colour, marker = look.of(place + 1)
         if one.difference is None:
             continue
+        intervals = [interval for interval in (one.images, one.difference.interval) if interval is not None]
+        reach += [
+            one.difference.mean,
+            *one.difference.pairs,
+            *(end for one in intervals for end in (one.low, one.high)),
+        ]
         if one.images is not None:
             axes.plot([one.images.low, one.images.high], [-place] * 2, color=colour, linewidth=1.3,
                       transform=_raised(axes, axes.transData, -0.09))  # fmt: skip
@@ -272,6 +286,8 @@ def _differences(axes: Axes, look: Look, texts: list[list[str]], comparison: Com
         axes.plot(pairs, [-place] * len(pairs), "o", color=look.ink, markersize=2.6,
                   transform=_raised(axes, axes.transData, 0.08))  # fmt: skip
         axes.plot([one.difference.mean], [-place], marker, color=colour, markeredgecolor=look.paper, markersize=8)
+    margin = 0.04 * (max(reach) - min(reach))
+    axes.set_xlim(min(reach) - margin, max(reach) + margin)
     handles = [
         Line2D([], [], color=look.dim, marker="o", linestyle="", markersize=7, label="mean"),
         Line2D([], [], color=look.dim, linewidth=4, label="95% over seeds"),
@@ -292,24 +308,26 @@ def _row_panel(
     bars: bool = False,
 ) -> list[Panel]:
     """A panel with a row a group and a dot a run; none where no run has the value."""
-    known = [[(run, value(run)) for run in one.group.runs] for one in results]
-    values = [[(run, number) for run, number in row if number is not None and number >= 0] for row in known]
+    known = [[value(run) for run in one.group.runs] for one in results]
+    values = [[number for number in row if number is not None and number >= 0] for row in known]
     if not any(values):
         return []
-    means = [float(np.mean([number for _, number in row])) if row else None for row in values]
+    means = [float(np.mean(row)) if row else None for row in values]
     texts = [
-        [*_lines(one.label, 60), "unknown" if mean is None else f"mean {mean:.{digits}f}"]
+        [*_lines(one.label, 54), "unknown" if mean is None else f"mean {mean:.{digits}f}"]
         for one, mean in zip(results, means, strict=True)
     ]
     paint = partial(_dots, texts=texts, values=values, means=means, bars=bars)
-    return [Panel(section, title, _alt(f"{title}, mean", results, means, digits), _rows_height(texts), paint)]
+    return [
+        Panel(section, title, _alt(f"{title}, mean", results, means, digits), _rows_height(texts), paint, named=True)
+    ]
 
 
 def _dots(
     axes: Axes,
     look: Look,
     texts: list[list[str]],
-    values: list[list[tuple[Run, float]]],
+    values: list[list[float]],
     means: list[float | None],
     bars: bool,
 ) -> None:
@@ -320,16 +338,11 @@ def _dots(
             continue
         if bars:
             axes.barh([-place], [mean], height=0.2, color=colour, alpha=0.45)
-            axes.plot([number for _, number in row], [-place] * len(row), marker, color=colour, markersize=4)
+            axes.plot(row, [-place] * len(row), marker, color=colour, markersize=4, linestyle="")
             continue
-        axes.plot([mean] * 2, [-place - 0.16, -place + 0.16], color=colour, linewidth=2.5)
-        seeds = ["" if run.seed is None else str(run.seed) for run, _ in row]
-        short = all(len(seed) == 1 for seed in seeds)  # a longer one does not fit into its dot
-        axes.plot([number for _, number in row], [-place] * len(row), marker if not short else "o", color=look.paper,
-                  markeredgecolor=colour, markersize=8.5 if short else 6, linestyle="", alpha=0.9)  # fmt: skip
-        if short:
-            for (_, number), seed in zip(row, seeds, strict=True):
-                axes.text(number, -place - 0.01, seed, fontsize=6, ha="center", va="center", color=look.ink)
+        axes.plot([mean], [-place], "|", color=colour, markersize=16, markeredgewidth=2.5)
+        axes.plot(row, [-place] * len(row), marker, color=colour, markersize=6, linestyle="",
+                  markeredgecolor=look.paper, alpha=0.75)  # fmt: skip
     if bars:
         axes.set_xlim(left=0)
 
@@ -343,7 +356,9 @@ def _curves(axes: Axes, look: Look, results: Sequence[Result], columns: tuple[st
             lines = [line for run in one.group.runs if (line := _line(run, column))]
             if len(lines) > 1:
                 for line in lines:
-                    axes.plot(*zip(*sorted(line.items()), strict=True), dashes, color=colour, linewidth=0.7, alpha=0.5)
+                    axes.plot(
+                        list(line), list(line.values()), dashes, color=colour, linewidth=0.7, alpha=_faint(results)
+                    )
             shared = sorted(set.intersection(*map(set, lines))) if lines else []
             if not shared:
                 continue
@@ -360,7 +375,7 @@ def _curves(axes: Axes, look: Look, results: Sequence[Result], columns: tuple[st
         axes.yaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.01)
     axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.grid(color=look.dim, alpha=0.25)
     to_axes = axes.transData + axes.transAxes.inverted()
     axes.get_ylim()
@@ -378,7 +393,7 @@ def _errors(axes: Axes, look: Look, results: Sequence[Result]) -> None:
         axes.bar(at, [_error(one, kind) for kind in ERRORS], width * 0.92, color=colour, alpha=0.75)
         for told in one.diagnoses.values():
             axes.plot(at, list(told.errors.values()), "o", color=look.ink, markersize=1.8, alpha=0.8)
-    axes.set_xticks(range(len(ERRORS)), [name.replace(" ", "\n") for name in ERRORS.values()], rotation=35)
+    axes.set_xticks(range(len(ERRORS)), list(ERRORS.values()), rotation=45, ha="right", rotation_mode="anchor")
     axes.grid(axis="y", color=look.dim, alpha=0.25)
     axes.set_axisbelow(True)
     _key(axes, look, [(1.0, place, one.label) for place, one in enumerate(results) if one.diagnoses])
@@ -391,9 +406,9 @@ def _reliability(axes: Axes, look: Look, results: Sequence[Result]) -> None:
         colour, marker = look.of(place)
         tenths: dict[int, list[tuple[float, float, int]]] = {}
         for told in one.diagnoses.values():
-            if len(one.diagnoses) > 1:
-                axes.plot(*zip(*((score, right) for score, right, _ in told.calibration), strict=True), color=colour,
-                          linewidth=0.7, alpha=0.5) if told.calibration else None  # fmt: skip
+            if len(one.diagnoses) > 1 and told.calibration:
+                scores, shares, _ = zip(*told.calibration, strict=True)
+                axes.plot(scores, shares, color=colour, linewidth=0.7, alpha=_faint(results))
             for score, right, count in told.calibration:
                 tenths.setdefault(min(int(score * 10), 9), []).append((score, right, count))
         if not tenths:
@@ -405,7 +420,8 @@ def _reliability(axes: Axes, look: Look, results: Sequence[Result]) -> None:
         axes.plot(*zip(*pooled, strict=True), color=colour, linewidth=1.8, marker=marker, markersize=4)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="score", ylabel="share right (IoU 0.5)")
     axes.grid(color=look.dim, alpha=0.25)
-    axes.text(0.03, 0.97, "above the dots: scores too modest; below: too bold", fontsize=_SMALL - 0.5, va="top", color=look.dim)
+    for x, y, text in ((0.03, 0.96, "too modest"), (0.97, 0.04, "too bold")):
+        axes.text(x, y, text, fontsize=_KEY, color=look.dim, ha="left" if x < y else "right", va="center")
     _key(axes, look, [(1.0, place, one.label) for place, one in enumerate(results) if one.diagnoses])
 
 
@@ -415,7 +431,7 @@ def _reliability(axes: Axes, look: Look, results: Sequence[Result]) -> None:
 
 def _paint(axes: Axes, panel: Panel, look: Look) -> None:
     panel.paint(axes, look)
-    axes.set_title("\n".join(_lines(panel.title, 54)), loc="left", fontsize=10)
+    axes.set_title("\n".join(_lines(panel.title, 50)), loc="left", fontsize=10.5)
 
 
 def _rows_height(texts: list[list[str]]) -> float:
@@ -431,9 +447,10 @@ def _rows(axes: Axes, look: Look, texts: list[list[str]]) -> None:
     """Rows whose names stand above their marks, so that a long one takes no width from them."""
     pitch = _pitch(texts)
     for place, lines in enumerate(texts):
-        axes.annotate("\n".join(lines), (0, -place), (3, 0.15 * 72), xycoords=("axes fraction", "data"),
-                      textcoords="offset points", fontsize=_SMALL, va="bottom", linespacing=1.15, color=look.ink)  # fmt: skip
-    axes.set_ylim(-len(texts) + 1 - 0.2 / pitch, (pitch - 0.16) / pitch)
+        axes.annotate("\n".join(lines), (0, -place), (3, 0.17 * 72), xycoords=("axes fraction", "data"),
+                      textcoords="offset points", fontsize=_SMALL, va="bottom", linespacing=1.15, color=look.ink,
+                      bbox={"pad": 0.5, "linewidth": 0, "facecolor": look.paper, "alpha": 0.75})  # fmt: skip
+    axes.set_ylim(-len(texts) + 1 - 0.2 / pitch, (pitch - 0.14) / pitch)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x", color=look.dim, alpha=0.25)
@@ -445,16 +462,35 @@ def _raised(axes: Axes, transform: Transform, inches: float) -> Transform:
     return transform + ScaledTranslation(0, inches, axes.get_figure(root=True).dpi_scale_trans)  # type: ignore[union-attr]
 
 
+def _faint(results: Sequence[Result]) -> float:
+    """How strong the thin lines of single runs are: the fainter the more there are."""
+    return min(0.5, 6 / sum(len(one.group.runs) for one in results))
+
+
+def _key_lines(label: str) -> list[str]:
+    return _lines(label, 19, 5)
+
+
+def _key_size(lines: list[str]) -> float:
+    """Inches that a name takes."""
+    return 0.145 * len(lines) + 0.06
+
+
+def _key_height(results: Sequence[Result]) -> float:
+    """Inches of a panel that has all names beside it."""
+    return max(3.4, 0.9 + sum(_key_size(_key_lines(one.label)) for one in results))
+
+
 def _key(axes: Axes, look: Look, entries: list[tuple[float, int, str]]) -> None:
     """Names right of the axes, each as near to its height (0 to 1) as the others leave room."""
     entries = sorted(entries, key=lambda entry: (-entry[0], entry[1]))
-    texts = [_lines(label, 20, 3) for _, _, label in entries]
+    texts = [_key_lines(label) for _, _, label in entries]
     inches = axes.get_window_extent().height / axes.get_figure(root=True).dpi  # type: ignore[union-attr]
-    sizes = [(len(lines) * _LINE * 0.9 + 0.06) / inches for lines in texts]
+    sizes = [_key_size(lines) / inches for lines in texts]
     for (_, place, _), lines, middle in zip(entries, texts, _spread([y for y, _, _ in entries], sizes), strict=True):
         colour, marker = look.of(place)
         axes.plot([1.05], [middle], marker, color=colour, markersize=5, transform=axes.transAxes, clip_on=False)
-        axes.text(1.09, middle, "\n".join(lines), transform=axes.transAxes, fontsize=_SMALL, va="center",
+        axes.text(1.09, middle, "\n".join(lines), transform=axes.transAxes, fontsize=_KEY, va="center",
                   linespacing=1.05, color=look.ink)  # fmt: skip
 
 
@@ -478,11 +514,11 @@ def _spread(wanted: Sequence[float], sizes: Sequence[float]) -> list[float]:
 def _lines(text: str, width: int, most: int = 2) -> list[str]:
     """A name in lines; what is too long loses its middle, for names often differ at the end."""
     text = _shown(text)
-    if len(text) > width * most - most:
-        keep = (width * most - most) // 2 - 1
-        text = f"{text[:keep]}…{text[-keep:]}"
-    lines = textwrap.wrap(text, width) or [""]
-    return [*lines[: most - 1], " ".join(lines[most - 1 :])] if len(lines) > most else lines
+    lines, keep = textwrap.wrap(text, width), len(text) // 2
+    while len(lines) > most:
+        keep -= 1
+        lines = textwrap.wrap(f"{text[:keep].rstrip()}…{text[-keep:].lstrip()}", width)
+    return lines or [""]
 
 
 def _shown(text: str) -> str:
@@ -492,12 +528,9 @@ def _shown(text: str) -> str:
 
 
 def _line(run: Run, column: str) -> dict[float, float]:
-    """Epoch -> value."""
-    return {
-        float(row["epoch"]): value
-        for row in run.rows
-        if row.get("epoch") is not None and (value := row.get(column)) is not None and math.isfinite(value)
-    }  # type: ignore[arg-type]
+    """Epoch -> value, in the order of the epochs."""
+    pairs = sorted((row.get("epoch") or 0.0, row.get(column)) for row in run.rows if row.get(column) is not None)
+    return {epoch: value for epoch, value in pairs if value is not None and math.isfinite(value)}
 
 
 def _end(one: Result, column: str) -> float | None:
@@ -531,7 +564,7 @@ def _style(look: Look) -> Iterator[None]:
     """Matplotlib's settings of the kit, whatever the user's are."""
     settings = {
         "font.family": "DejaVu Sans",
-        "font.size": 8,
+        "font.size": 9,
         "text.color": look.ink,
         "axes.edgecolor": look.dim,
         "axes.labelcolor": look.ink,

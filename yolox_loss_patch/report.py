@@ -58,7 +58,9 @@ def write(comparison: Comparison, out: Path) -> list[Path]:
             else:
                 (out / name).write_bytes(content)
     except OSError as error:
-        raise RunError(f"--out is a folder that can be made and written to; got {str(out)!r}: {error.strerror}.") from error
+        raise RunError(
+            f"--out is a folder that can be made and written to; got {str(out)!r}: {error.strerror}."
+        ) from error
     return [out / name for name, content in files.items() if content is not None]
 
 
@@ -77,8 +79,10 @@ def page(comparison: Comparison, out: Path, rows: Sequence[tuple[str, list[Pictu
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(sort_value=sort_value, csp_hash=_csp_hash)
-    drawn = [(panel, _data(picture(panel, LIGHT), "png"), _data(picture(panel, DARK), "png")) for panel in panels(comparison)]
+    environment.filters.update(sort_value=sort_value, number_columns=_number_columns, csp_hash=_csp_hash)
+    drawn = [
+        (panel, _data(picture(panel, LIGHT), "png"), _data(picture(panel, DARK), "png")) for panel in panels(comparison)
+    ]
     signs = [_SIGNS.get(result.verdict, ("unsure", "?")) for result in comparison.results[1:]]
     return environment.get_template("report.html.j2").render(
         comparison=comparison,
@@ -107,6 +111,15 @@ def sort_value(text: str) -> float | None:
         return (float(interval[1]) + float(interval[2])) / 2
     number = _LEADING.fullmatch(text)
     return float(number[1]) if number else None
+
+
+def _number_columns(rows: list[list[str]]) -> list[bool]:
+    """Which columns hold nothing but numbers and empty cells; the first one names the row."""
+    columns = list(zip(*rows, strict=True))[1:]
+    return [
+        False,
+        *(all(cell in ("", "-", "?") or sort_value(cell) is not None for cell in column) for column in columns),
+    ]
 
 
 def _fact_tables(comparison: Comparison) -> list[tuple[str, list[str], list[list[str]], str]]:

@@ -111,7 +111,9 @@ def answers(comparison: Comparison) -> list[tuple[str, str, str]]:
         parts += [f"over images {_range(result.images)}"] if result.images else []
         number = difference.seeds
         parts.append(f"{number} seed{'s' * (number != 1)}" + ("" if difference.paired else " a group, not paired"))
-        if result.verdict == NO_DIFFERENCE and _missing(difference) != "0":
+        if result.verdict == NO_DIFFERENCE and difference.interval and difference.interval.sign:
+            parts.append("the seeds agree, but other images might not: it takes more images")
+        elif result.verdict == NO_DIFFERENCE and _missing(difference) != "0":
             parts.append(f"{_missing(difference)} more would show a difference of {EFFECT}")
         told.append((result.label, verdict, ", ".join(parts)))
     return told
