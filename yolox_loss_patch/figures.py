@@ -246,7 +246,8 @@ def _boxes(axes: Axes, picture: Picture) -> None:
         name = next((one for one in order if label == one or label.startswith(f"{one} ")), label)
         colour = colours[picture.classes.index(name) % len(colours)] if name in picture.classes else colours[0]
         axes.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor=colour, linewidth=1.4))
-        axes.text(min(max(x, 0), width), max(y, 0.035 * height), _shown(label), fontsize=5.5, va="bottom", clip_on=True,
+        x, y = min(max(x, 0), width), max(y, 0.035 * height)  # a name stays inside the image
+        axes.text(x, y, _literal(_printable(label)), fontsize=5.5, va="bottom", clip_on=True,
                   color="black" if _luminance(colour) > 0.3 else "white",
                   bbox={"pad": 0.6, "linewidth": 0, "facecolor": colour, "alpha": 0.8})  # fmt: skip
     axes.set(xlim=(0, width), ylim=(height, 0))
@@ -512,19 +513,22 @@ def _spread(wanted: Sequence[float], sizes: Sequence[float]) -> list[float]:
 
 
 def _lines(text: str, width: int, most: int = 2) -> list[str]:
-    """A name in lines; what is too long loses its middle, for names often differ at the end."""
-    text = _shown(text)
+    """A name in lines for matplotlib; what is too long loses its middle, for names often differ at the end."""
+    text = _printable(text)
     lines, keep = textwrap.wrap(text, width), len(text) // 2
     while len(lines) > most:
         keep -= 1
         lines = textwrap.wrap(f"{text[:keep].rstrip()}…{text[-keep:].lstrip()}", width)
-    return lines or [""]
+    return [_literal(line) for line in lines] or [""]
 
 
-def _shown(text: str) -> str:
-    """A name as matplotlib can print it: no mathematics between dollars, nothing that is no character."""
-    printable = "".join(letter if letter.isprintable() else " " for letter in text)
-    return " ".join(printable.split()).replace("$", r"\$")
+def _printable(text: str) -> str:
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+
+
+def _literal(text: str) -> str:
+    """For matplotlib, to which dollars mean mathematics."""
+    return text.replace("$", r"\$")
 
 
 def _line(run: Run, column: str) -> dict[float, float]:

@@ -1,0 +1,131 @@
+"""The pictures: what they show is what came out, whatever things are called."""
+
+import io
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from made_runs import data, run
+from matplotlib.figure import Figure
+from PIL import Image
+
+from yolox_loss_patch.compare import analyse
+from yolox_loss_patch.figures import DARK, LIGHT, _lines, _spread, image_rows, overview, panels, picture
+from yolox_loss_patch.results import Result
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory):
+    """Stock and a better CIoU, two seeds each, with detections."""
+    folder = tmp_path_factory.mktemp("figures")
+    val = data(folder / "data")
+    for seed in range(2):
+        run(folder / "runs" / f"stock{seed}", val, seed, 0.3 + 0.01 * seed)
+        run(folder / "runs" / f"ciou{seed}", val, seed, 0.4 + 0.012 * seed, loss_iou="ciou")
+    return analyse([str(folder / "runs" / "*")])
+
+
+def drawn(panel):
+    """The axes of a panel."""
+    axes = Figure(figsize=(4.8, panel.height)).subplots()
+    panel.paint(axes, LIGHT)
+    return axes
+
+
+def pixels(content):
+    return np.asarray(Image.open(io.BytesIO(content)).convert("L"))
+
+
+def test_each_part_is_there_and_drawn(comparison):
+    titles = " | ".join(panel.title for panel in panels(comparison))
+    for words in ("AP, difference to stock", "AP of each seed", "AP over epochs", "IoU of the foreground", "Objectness (",
+                  "Box loss", "Objectness loss", "Class loss", "Errors", "scores honest", "threshold", "Seconds",
+                  "memory"):  # fmt: skip
+        assert words in titles
+    assert all("loss (not comparable between losses)" in title for title in titles.split(" | ") if " loss" in title)
+    whole = pixels(overview(comparison))
+    assert whole.shape[0] > 1000 and whole.std() > 20
+
+
+def test_the_forest_shows_mean_intervals_and_every_pair(comparison):
+    axes, one = drawn(panels(comparison)[0]), comparison.results[1]
+    found = [value for line in axes.lines for value in np.ravel(line.get_xdata())]
+    expected = [one.difference.mean, *one.difference.pairs, one.images.low, one.images.high,
+                one.difference.interval.low, one.difference.interval.high]  # fmt: skip
+    assert len(one.difference.pairs) == 2
+    low, high = axes.get_xlim()
+    for value in expected:
+        assert value in found and low < value < high
+    assert one.verdict in axes.texts[0].get_text()
+
+
+def test_each_seed_has_its_dot_and_each_run_its_line(comparison):
+    shown = {panel.title: panel for panel in panels(comparison)}
+    dots = [list(line.get_xdata()) for line in drawn(shown["AP of each seed, last epoch"]).lines]
+    assert pytest.approx([0.3, 0.31]) in dots and pytest.approx([0.4, 0.412]) in dots
+    lines = [list(line.get_ydata()) for line in drawn(shown["AP over epochs (EMA weights)"]).lines]
+    for seed in comparison.runs:
+        assert [row["AP"] for row in seed.evaluated()] in lines
+    assert pytest.approx([0.305 / 3, 0.61 / 3, 0.305]) in lines  # stock's mean
+
+
+def test_what_runs_do_not_tell_has_no_picture(tmp_path):
+    for seed, losses in ((0, {}), (1, {"loss_iou": "giou"})):
+        folder = run(tmp_path / f"run{seed}", None, seed, **losses)
+        lines = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()]
+        for place, name in enumerate(lines[0]):
+            for line in lines[1:]:
+                line[place] = "" if name in ("fg_iou", "memory_mib", "seconds") else line[place]
+        (folder / "metrics.csv").write_text("\n".join(map(",".join, lines)))
+    shown = analyse([str(tmp_path / "*")])
+    titles = " | ".join(panel.title for panel in panels(shown))
+    for words in ("IoU of the foreground", "Errors", "honest", "threshold", "memory", "Seconds"):
+        assert words not in titles
+    assert "Box loss" in titles and not image_rows(shown)
+
+
+@pytest.mark.parametrize("label", ["$x$ <b>&amp;", r"\$a$b$" * 12 + "a_{b}^2 % \\frac", "é 🚀 \u202e \n\t", "n" * 300, ""])
+def test_any_name_can_be_drawn(comparison, label, monkeypatch):
+    monkeypatch.setattr(Result, "label", label)
+    forest, _, curves, *_ = panels(comparison)
+    for panel in (forest, curves):
+        assert pixels(picture(panel, DARK)).std() > 5
+
+
+@pytest.mark.parametrize("width,most", [(19, 5), (54, 2)])
+def test_a_long_name_keeps_both_ends_and_fits(width, most):
+    text = "obj varifocal (alpha=0.75, gamma=1.5) + " * 6 + "iou ciou (gate=True)"
+    lines = _lines(text, width, most)
+    assert len(lines) <= most and max(map(len, lines)) <= width
+    assert lines[0].startswith("obj") and lines[-1].endswith("e)") and "…" in "".join(lines)
+
+
+@pytest.mark.parametrize("wanted", [[0.5] * 4, [1.0, 1.0, 0.0, 0.0], [0.9, 0.5, 0.1], [0.0] * 5, [1.0] * 12])
+def test_names_in_a_column_do_not_overlap(wanted):
+    middles, size = _spread(wanted, [0.1] * len(wanted)), 0.1
+    gaps = [above - below for above, below in pairwise(middles)]
+    assert min(gaps) >= size - 1e-9 and middles[0] <= 1 - size / 2 + 1e-9
+    if len(wanted) * size <= 1:
+        assert middles[-1] >= size / 2 - 1e-9
+    assert _spread([0.9, 0.5, 0.1], [0.1] * 3) == pytest.approx([0.9, 0.5, 0.1])
+
+
+def test_the_images_show_truth_and_both_runs(comparison):
+    rows = image_rows(comparison)
+    assert len(rows) == len(comparison.pictures) > 0
+    for (name, sides), one in zip(rows, comparison.pictures, strict=True):
+        assert name == one.path.name and [side.title.split(" ")[0] for side in sides] == ["truth", "stock0", "ciou0"]
+        for side, (_, value, shapes) in zip(sides[1:], one.sides, strict=True):
+            assert f"AP50 here {value:.2f}, scores from 0." in side.title and side.shapes == shapes
+        assert pixels(sides[0].jpeg()).shape == (320, 480)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n broken", None], ids=["empty", "cut off", "gone"])
+def test_an_image_that_cannot_be_read_is_left_out(comparison, content):
+    path = comparison.pictures[0].path
+    before = path.read_bytes()
+    try:
+        path.unlink() if content is None else path.write_bytes(content)
+        assert path.name not in [name for name, _ in image_rows(comparison)]
+    finally:
+        path.write_bytes(before)
