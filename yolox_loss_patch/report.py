@@ -7,7 +7,8 @@ import hashlib
 import re
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ def write(comparison: Comparison, out: Path) -> list[Path]:
     Raises:
         RunError: ``out`` cannot be written to.
     """
+    with _answered(out):
+        out.mkdir(parents=True, exist_ok=True)
     rows = image_rows(comparison)
     files = {
         "comparison.html": _text(page(comparison, out, rows)),
@@ -50,18 +53,21 @@ def write(comparison: Comparison, out: Path) -> list[Path]:
         "comparison.png": overview(comparison),
         "comparison_images.png": images_overview(rows) if rows else None,
     }
-    try:
-        out.mkdir(parents=True, exist_ok=True)
+    with _answered(out):
         for name, content in files.items():
             if content is None:
                 (out / name).unlink(missing_ok=True)
             else:
                 (out / name).write_bytes(content)
-    except OSError as error:
-        raise RunError(
-            f"--out is a folder that can be made and written to; got {str(out)!r}: {error.strerror}."
-        ) from error
     return [out / name for name, content in files.items() if content is not None]
+
+
+@contextmanager
+def _answered(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"--out is a folder that can be made and written to; got {str(out)!r}: {error.strerror}.") from error
 
 
 def page(comparison: Comparison, out: Path, rows: Sequence[tuple[str, list[Picture]]]) -> str:
