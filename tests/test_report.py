@@ -5,11 +5,12 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from html.parser import HTMLParser
 
 import pytest
 from browser import Browser, find
-from made_runs import data, run
+from made_runs import edit, make_data, make_run
 from PIL import Image
 
 from yolox_loss_patch import figures, report
@@ -57,21 +58,34 @@ class Page(HTMLParser):
         return [("".join(text), attrs) for name, attrs, text in self.elements if name == tag]
 
 
+def hostile_data(folder):
+    """A data set whose classes and files are called what should be text and nothing else."""
+    data = make_data(folder, images=6)
+    coco = json.loads((folder / "truth.json").read_text())
+    for category, name in zip(coco["categories"], ("<b>cell</b>", '$x^2$ & "y"', QUOTES), strict=True):
+        category["name"] = name
+    for image in coco["images"]:
+        (folder / image["file_name"]).rename(folder / f"<i>&'{image['file_name']}")
+        image["file_name"] = f"<i>&'{image['file_name']}"
+    content = json.dumps(coco).encode()
+    (folder / "truth.json").write_bytes(content)
+    return {**data, "sha256": hashlib.sha256(content).hexdigest()}
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """The folder with the runs, and the comparison of stock, a better CIoU and a loss with a hostile name."""
     folder = tmp_path_factory.mktemp("report")
-    val = data(folder / "data", classes=("<b>cell</b>", "$x^2$ & \"y\""), prefix="<i>&'")
+    data = hostile_data(folder / "data")
     for seed in range(3):
-        run(folder / "runs" / f"stock{seed}", val, seed, 0.3 + 0.001 * seed)
-        run(folder / "runs" / f"ciou{QUOTES}{seed}", val, seed, 0.4 + 0.0012 * seed, loss_iou="ciou")
-        long = "very-long-name-" * 8
-        other = run(folder / "runs" / f"{long}{HOSTILE}{seed}", val, seed, 0.301 - 0.0015 * seed, loss_iou="giou")
+        stock = make_run(folder / "runs" / f"stock{seed}", data, 0.12, seed)
+        edit(stock, command=["/bin/yolox-loss", "train", "-expn", stock.name])
+        make_run(folder / "runs" / f"ciou{QUOTES}{seed}", data, 0.03, seed, {"loss_iou": "ciou"})
+        other = make_run(folder / "runs" / f"{'very-long-name-' * 8}{HOSTILE}{seed}", data, 0.121, seed, {"loss_iou": "giou"})
         record = (other / "run.json").read_text().replace('"giou"', json.dumps(HOSTILE + QUOTES))
         (other / "run.json").write_text(record)
-    failed = run(folder / "runs" / "failed", val, 9)
-    record = json.loads((failed / "run.json").read_text())
-    (failed / "run.json").write_text(json.dumps({**record, "status": "failed", "error": CLOSING.replace("/", "\\/") + HOSTILE}))
+    failed = make_run(folder / "runs" / "failed", data, seed=9, status="failed")
+    edit(failed, error=CLOSING + HOSTILE)
     comparison = analyse([str(folder / "runs" / "*")], per_class=True)
     with pytest.MonkeyPatch.context() as patch:  # a few pictures do; each takes its time
         patch.setattr(report, "panels", lambda comparison: figures.panels(comparison)[:3])
@@ -98,7 +112,7 @@ def test_the_answer_comes_first(made, page):
     first = [text for text, _ in page.all("li")][:2]
     for said, (label, verdict, numbers) in zip(first, answers(made[1]), strict=True):
         assert label in said and verdict in said and numbers in said
-    assert any("better than stock" in said and "AP +0.1002" in said for said in first)
+    assert any("better than stock" in said and "AP +0." in said for said in first)
     assert any("no detectable difference to stock" in said for said in first)
 
 
@@ -113,7 +127,7 @@ def test_every_name_is_text(page):
         assert not [name for name in attrs if name.startswith("on") or name == "style"], attrs
     assert len(page.all("script")) == 1 and not page.all("i") and not page.all("iframe")
     words = page.all("body")[0][0]
-    for name in (HOSTILE, QUOTES, "<b>cell</b>", '$x^2$ & "y"', "<i>&'", HOSTILE + QUOTES):
+    for name in (HOSTILE, QUOTES, CLOSING, "<b>cell</b>", '$x^2$ & "y"', "<i>&'", HOSTILE + QUOTES):
         assert name in words
     assert any(HOSTILE in attrs["alt"] for _, attrs in page.all("img"))
 
@@ -138,7 +152,7 @@ def test_the_page_says_how_to_make_it_again(made, page):
     assert commands[0] == f"yolox-loss compare '{made[0] / 'runs'}/*' --per-class --out {made[0] / 'out'}"
     assert "yolox-loss train -expn stock0" in commands
     footer = page.all("footer")[0][0]
-    assert "9 runs: yolox 0.3.0 (PyPI), python 3.11.7, torch 2.14.1, on cpu" in footer
+    assert "9 runs: yolox 0.3.0 (PyPI), torch 2.14.1, on cpu" in footer
     assert re.search(r"yolox-loss-patch \d+\.\d+\.\d+ on \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", footer)
 
 
@@ -226,8 +240,9 @@ def no_pictures(monkeypatch):
 
 
 def test_runs_without_detections_and_one_group_alone(tmp_path, no_pictures):
+    data = make_data(tmp_path / "data", images=2)
     for seed in range(2):
-        run(tmp_path / "runs" / f"stock{seed}", None, seed)
+        shutil.rmtree(make_run(tmp_path / "runs" / f"stock{seed}", data, seed=seed) / "predictions")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "comparison_images.png").write_bytes(b"of another comparison")
     text = compare([str(tmp_path / "runs" / "*")], str(tmp_path / "out"))
@@ -239,23 +254,22 @@ def test_runs_without_detections_and_one_group_alone(tmp_path, no_pictures):
 
 
 def test_what_differs_anyway_stands_in_the_page(tmp_path, no_pictures):
+    data = make_data(tmp_path / "data", images=2)
     for seed, batch in ((0, 8), (1, 16)):
-        folder = run(tmp_path / "runs" / f"run{seed}", None, seed)
-        record = json.loads((folder / "run.json").read_text())
-        record["args"]["batch_size"] = batch
-        (folder / "run.json").write_text(json.dumps(record))
+        edit(make_run(tmp_path / "runs" / f"run{seed}", data, seed=seed), args__batch_size=batch)
     compare([str(tmp_path / "runs" / "*")], str(tmp_path / "out"), anyway=True)
     shown = Page((tmp_path / "out" / "comparison.html").read_text("utf-8"))
     assert shown.tables[0] == [["name", "run0", "run1"], ["-b", "8", "16"]]
 
 
 def test_a_name_that_is_not_utf8(tmp_path, no_pictures):
+    data = make_data(tmp_path / "data", images=2)
     for seed, name in enumerate((b"caf\xe9", b"tea")):
-        run(tmp_path / os.fsdecode(name), None, seed)
+        make_run(tmp_path / "runs" / os.fsdecode(name), data, seed=seed)
     try:
-        compare([str(tmp_path / "*")], str(tmp_path / "out"))
+        compare([str(tmp_path / "runs" / "*")], str(tmp_path / "out"))
     finally:  # pytest could not print its path
-        os.rename(os.fsencode(tmp_path) + b"/caf\xe9", tmp_path / "cafe")
+        os.rename(os.fsencode(tmp_path) + b"/runs/caf\xe9", tmp_path / "runs" / "cafe")
     assert "caf?" in (tmp_path / "out" / "comparison.html").read_bytes().decode("utf-8")
 
 

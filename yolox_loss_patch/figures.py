@@ -24,6 +24,7 @@ from matplotlib.transforms import ScaledTranslation, Transform
 from PIL import Image, ImageOps
 
 from .detections import ERRORS
+from .record import AP_COLUMNS
 from .results import Comparison, ImageDifference, Result, Shapes
 from .runs import Run
 from .statistics import EFFECT
@@ -294,7 +295,7 @@ def _differences(axes: Axes, look: Look, texts: list[list[str]], comparison: Com
         Line2D([], [], color=look.dim, linewidth=4, label="95% over seeds"),
         Line2D([], [], color=look.dim, linewidth=1.3, label="95% over images"),
         Line2D([], [], color=look.ink, marker="o", linestyle="", markersize=2.6, label="a pair of seeds"),
-        Rectangle((0, 0), 1, 1, color=look.dim, alpha=0.2, linewidth=0, label="less than 0.5 AP"),
+        Rectangle((0, 0), 1, 1, color=look.dim, alpha=0.2, linewidth=0, label=f"less than {100 * EFFECT:g} AP"),
     ]
     axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3, fontsize=_SMALL, frameon=False,
                 bbox_transform=_raised(axes, axes.transAxes, -0.22), handlelength=1.6, columnspacing=1.2)  # fmt: skip
@@ -532,9 +533,13 @@ def _literal(text: str) -> str:
 
 
 def _line(run: Run, column: str) -> dict[float, float]:
-    """Epoch -> value, in the order of the epochs."""
+    """Epoch -> value, in the order of the epochs; COCO's -1 (no box of that size) is none."""
     pairs = sorted((row.get("epoch") or 0.0, row.get(column)) for row in run.rows if row.get(column) is not None)
-    return {epoch: value for epoch, value in pairs if value is not None and math.isfinite(value)}
+    return {
+        epoch: value
+        for epoch, value in pairs
+        if value is not None and math.isfinite(value) and (value >= 0 or column not in AP_COLUMNS)
+    }
 
 
 def _end(one: Result, column: str) -> float | None:
