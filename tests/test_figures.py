@@ -13,6 +13,7 @@ from PIL import Image
 from yolox_loss_patch.compare import analyse
 from yolox_loss_patch.figures import DARK, LIGHT, _lines, _spread, image_rows, overview, panels, picture
 from yolox_loss_patch.results import Result
+from yolox_loss_patch.statistics import Interval
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +49,11 @@ def test_each_part_is_there_and_drawn(comparison):
     assert whole.shape[0] > 1000 and whole.std() > 20
 
 
-def test_the_forest_shows_mean_intervals_and_every_pair(comparison):
-    axes, one = drawn(panels(comparison)[0]), comparison.results[1]
+@pytest.mark.parametrize("reach", [0.001, 0.9])  # far inside of the interval over seeds, and beyond it
+def test_the_forest_shows_mean_intervals_and_every_pair(comparison, reach, monkeypatch):
+    one = comparison.results[1]
+    monkeypatch.setattr(one, "images", Interval(-reach, reach))
+    axes = drawn(panels(comparison)[0])
     found = [value for line in axes.lines for value in np.ravel(line.get_xdata())]
     expected = [one.difference.mean, *one.difference.pairs, one.images.low, one.images.high,
                 one.difference.interval.low, one.difference.interval.high]  # fmt: skip

@@ -195,6 +195,8 @@ def test_in_a_browser(made, tmp_path):
         browser.js(f"{table}.tHead.rows[0].cells[3].querySelector('button').focus()")
         browser.press("Enter")
         assert browser.js(state) == "ascending" and browser.js(column) == sorted(before, key=float)
+        browser.press(" ")
+        assert browser.js(state) == "descending" and browser.js(column) == sorted(before, key=float, reverse=True)
         browser.js(f"{table}.tHead.rows[0].cells[0].querySelector('button').click()")
         names = browser.js(f"[...{table}.tBodies[0].rows].map(row => row.cells[0].innerText[0])")
         assert browser.js(state) is None and names == sorted(names)
