@@ -290,6 +290,27 @@ def test_saturated_logits_still_learn(term, spec, x):
     assert gradient.item() * x > 0 and abs(gradient.item()) > 0.05
 
 
+@pytest.mark.parametrize("x", [-4.6, -12.0, -20.0, -30.0])
+@pytest.mark.parametrize("name", ["focal", "varifocal", "quality_focal"])
+def test_easy_background_keeps_its_digits(name, x):
+    """In fp32 too: x - (x - log1p(exp(x))) has none left below -16, and the background is nearly all there is."""
+    single = run(build("obj", {"type": name}), torch.tensor([x]), torch.zeros(1))
+    double = run(build("obj", {"type": name}), torch.tensor([x]).double(), torch.zeros(1).double())
+    for got, want in zip(single, double, strict=True):
+        assert want.item() > 0
+        assert got.item() == pytest.approx(want.item(), rel=2e-6, abs=0)
+
+
+@pytest.mark.parametrize("name", ["focal", "varifocal", "quality_focal"])
+def test_a_second_derivative_is_refused(name):
+    pred, target = inputs("obj")
+    pred.requires_grad_()
+    loss = build("obj", {"type": name})(pred, target).square()
+    (gradient,) = torch.autograd.grad(loss, pred, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 @every_loss
 def test_empty(term, spec, reduction):

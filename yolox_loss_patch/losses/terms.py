@@ -49,6 +49,8 @@ class TermLoss(nn.Module):
         self.term, self.name = term, name
         self.knobs = dict(knobs or {})
         self.kernel = kernel(**self.knobs) if isinstance(kernel, type) else kernel
+        # What goes with every call: a module has its knobs, and for one that is None the batch may know a value.
+        self._given = {} if isinstance(kernel, type) else {k: v for k, v in self.knobs.items() if v is not None}
         self.whole_set, self.wants = whole_set, wants
         self.loss_weight = loss_weight
         self.reduction = reduction
@@ -89,19 +91,31 @@ class TermLoss(nn.Module):
             )
         if self.term in ("iou", "l1") and (pred.dim() != 2 or pred.shape[1] != 4):
             raise ValueError(f"{self.name}: boxes are (N, 4); got {tuple(pred.shape)}")
-        with torch.autocast(pred.device.type, enabled=False):
-            loss = self._elements(*upcast(pred, target), weight, facts)
-            if reduction == "sum":
-                loss = loss.sum()
-            elif reduction == "mean":
-                # An empty set has no mean but it has a sum: 0, with a gradient of nothing.
-                loss = loss.sum() / (max(loss.numel(), 1) if avg_factor is None else avg_factor)
-            return loss if self.loss_weight == 1 else self.loss_weight * loss
+        if torch.is_autocast_enabled(pred.device.type):  # entering the context takes longer than asking
+            with torch.autocast(pred.device.type, enabled=False):
+                return self._reduced(pred, target, weight, avg_factor, reduction, facts)
+        return self._reduced(pred, target, weight, avg_factor, reduction, facts)
+
+    def _reduced(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        avg_factor: float | Tensor | None,
+        reduction: str,
+        facts: dict[str, Any],
+    ) -> Tensor:
+        loss = self._elements(*upcast(pred, target), weight, facts)
+        if reduction == "sum":
+            loss = loss.sum()
+        elif reduction == "mean":
+            # An empty set has no mean but it has a sum: 0, with a gradient of nothing.
+            loss = loss.sum() / (max(loss.numel(), 1) if avg_factor is None else avg_factor)
+        return loss if self.loss_weight == 1 else self.loss_weight * loss
 
     def _elements(self, pred: Tensor, target: Tensor, weight: Tensor | None, facts: dict[str, Any]) -> Tensor:
         """The weighted loss before its reduction."""
-        knobs = {} if isinstance(self.kernel, nn.Module) else self.knobs
-        knobs = {**facts, **{key: value for key, value in knobs.items() if value is not None}}
+        knobs = {**facts, **self._given}
         if self.whole_set:
             weight = None if weight is None else self._fit(weight, pred).expand_as(pred)
             return self.kernel(pred, target, weight, **knobs)
