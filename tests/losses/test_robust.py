@@ -404,6 +404,25 @@ def test_wrong_weights(term, spec):
             module(pred, target, weight=torch.ones(shape))
 
 
+@pytest.mark.parametrize(
+    ("term", "spec", "shapes"),
+    [("iou", {"type": "ciou"}, "(12,) or (12, 4)"), ("obj", {"type": "focal"}, "(12, 3) or (12,)"),
+     ("l1", {"type": "l2"}, "(12, 4) or (12,)"), ("obj", {"type": "dice"}, "(12, 3) or (12,)")],
+    ids=spec_id,
+)  # fmt: skip
+def test_a_wrong_weight_is_told_with_its_term_and_what_fits(term, spec, shapes):
+    with pytest.raises(ValueError) as error:
+        build(term, spec)(*inputs(term), weight=torch.ones(5))
+    assert str(error.value) == f"loss_{term}: {spec['type']}: weight is {shapes}; got (5,)"
+
+
+@pytest.mark.parametrize("factor", [0, 0.0, -1, float("nan"), torch.ones(3)], ids=str)
+@every_loss
+def test_an_avg_factor_that_divides_nothing_sensibly_is_refused(term, spec, factor):
+    with pytest.raises(ValueError, match=rf"loss_{term}: .*avg_factor is (a number above 0|one number)"):
+        build(term, spec)(*inputs(term), avg_factor=factor)
+
+
 @every_loss
 def test_shapes_that_differ_are_refused(term, spec):
     """(N, 1) against (N,) would broadcast to (N, N)."""
