@@ -72,7 +72,7 @@ def _factor(pred: Tensor, value: float | Sequence[float], what: str) -> Tensor:
     """A number, or a number a class, as a tensor that goes with the logits."""
     factor = pred.new_tensor(value)
     if factor.dim() and pred.shape[-1:] != factor.shape:
-        raise ValueError(f"{what} has {len(factor)} numbers, one a class; the logits are {tuple(pred.shape)}")
+        raise ValueError(f"loss_cls: {what} has {len(factor)} numbers, one a class; the logits are {tuple(pred.shape)}")
     return factor
 
 
