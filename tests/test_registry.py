@@ -206,13 +206,17 @@ def test_list_and_plot_know_the_losses_of_an_experiment_file(clean, tmp_path, ca
         "@ylp.register_loss('l1', 'cubic')\n"
         "class Cubic(torch.nn.Module):\n"
         "    '''The cube.'''\n"
+        "    def __init__(self, scale, odd='no'):\n"
+        "        super().__init__()\n"
         "    def forward(self, pred, target, weight=None, avg_factor=None, reduction_override=None):\n"
         "        return (pred - target).abs() ** 3\n"
         "class Exp(ylp.LossExp, Base):\n"
         "    pass\n"
     )
     assert cli.main(["list", "cubic", "-f", str(tmp_path / "mine.py")]) == 0
-    assert "The cube." in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "The cube." in told and "[]" not in told
+    assert "scale = None: no default, has to be given" in told and "odd = 'no': what the class allows" in told
     LOSSES.rows["l1"].pop("cubic")
-    words = ["plot", "cubic", "l1", "-f", str(tmp_path / "mine.py"), "--out", str(tmp_path / "a.svg")]
+    words = ["plot", "{'type': 'cubic', 'scale': 1}", "l1", "-f", str(tmp_path / "mine.py"), "--out", str(tmp_path / "a.svg")]
     assert cli.main(words) == 0 and (tmp_path / "a.svg").is_file()

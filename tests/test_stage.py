@@ -152,7 +152,7 @@ WRONG = [
     ("cls", dict(type="bce", class_weight=[1.0, -1]), ["class_weight", "at least 0"]),
     ("cls", dict(type="bce", class_weight=2.0), ["class_weight", "list"]),
     ("cls", dict(type="bce", class_weight={"cat": 2.0}), ["annotation file", "list"]),
-    ("obj", dict(type="DiceLoss"), ["naive_dice=True", "None"]),
+    ("obj", dict(type="DiceLoss"), ["write naive_dice=True"]),
     ("cls", dict(type="DiceLoss", naive_dice=True), ["obj only", "'dice'"]),
     ("iou", dict(type="SIoULoss"), ["neg_gamma=True", "sign"]),
     ("obj", dict(type="TverskyLoss"), ["softmax", "'tversky'"]),

@@ -144,7 +144,11 @@ def _signature_knobs(cls: Any) -> dict[str, Knob]:
             f"{cls.__name__}: the constructor takes *args or **kwargs, so a mistyped knob could not be told from a "
             "knob; name its parameters."
         )
-    return {p.name: Knob(None, required=True) if p.default is p.empty else Knob(p.default) for p in parameters}
+    needed, checked = "no default, has to be given", "what the class allows"
+    return {
+        p.name: Knob(None, required=True, words=needed) if p.default is p.empty else Knob(p.default, words=checked)
+        for p in parameters
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------------------
