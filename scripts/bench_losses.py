@@ -7,15 +7,17 @@ ultralytics is compared with when it is found; it is no dependency. To have it a
     pip install --no-deps --target PEER ultralytics pyyaml requests urllib3 idna certifi charset-normalizer
     python scripts/bench_losses.py --peer-path PEER
 
-Those of a row alternate in one run, so that whatever else the machine does hits all of them, and have to give the same
-number. A row is the median of the repeats; memory is the peak of what the allocator hands out between the input and the
-gradient. A ratio is ours by theirs: below 1, ours takes less.
+Those of a row alternate in one run, in a new order each time, so that whatever else the machine does hits all of them; and
+they have to give the same number. A row is the median of the repeats. With one thread on the CPU the time is the thread's
+own, which stands still while other processes have the processor; else it is that of the clock. Memory is the peak of what
+the allocator hands out between the input and the gradient. A ratio is ours by theirs: below 1, ours takes less.
 """
 
 import argparse
 import csv
 import importlib.metadata
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -106,13 +108,14 @@ def step(loss, pred, target):
 
 
 def seconds(loss, pred, target, device):
+    clock = time.thread_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     if device == "cuda":
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = clock()
     step(loss, pred, target)
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def peak(loss, pred, target, device):
@@ -135,8 +138,9 @@ def peak(loss, pred, target, device):
 def measure(losses, pred, target, device, repeats):
     """Median seconds and peak bytes of each of ``losses``."""
     times = {who: [] for who in losses}
+    order = random.Random(0)
     for repeat in range(repeats + 3):
-        for who, loss in losses.items():
+        for who, loss in order.sample(list(losses.items()), len(losses)):
             took = seconds(loss, pred, target, device)
             if repeat >= 3:  # the first ones warm up
                 times[who].append(took)
@@ -145,9 +149,9 @@ def measure(losses, pred, target, device, repeats):
 
 def check_same(name, losses, pred, target):
     """A race between different losses would mean nothing."""
-    want = losses["ours"](pred, target)
-    for who, loss in losses.items():
+    for who in losses.keys() - {"ours"}:
         if not (who == "torchvision" and name in FAMILY):
+            want, loss = losses["ours"](pred, target), losses[who]
             torch.testing.assert_close(loss(pred, target), want, rtol=1e-3, atol=0, msg=f"{name}: {who} differs")
 
 
