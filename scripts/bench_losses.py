@@ -8,9 +8,10 @@ ultralytics is compared with when it is found; it is no dependency. To have it a
     python scripts/bench_losses.py --peer-path PEER
 
 Those of a row alternate in one run, in a new order each time, so that whatever else the machine does hits all of them; and
-they have to give the same number. A row is the median of the repeats. With one thread on the CPU the time is the thread's
-own, which stands still while other processes have the processor; else it is that of the clock. Memory is the peak of what
-the allocator hands out between the input and the gradient. A ratio is ours by theirs: below 1, ours takes less.
+they have to give the same number. A row is the fastest of the repeats, because others only add. With one thread on the CPU
+the time is the thread's own, which stands still while other processes have the processor; else it is that of the clock.
+Memory is the peak of what the allocator hands out between the input and the gradient. A ratio is ours by theirs: below 1,
+ours takes less.
 """
 
 import argparse
@@ -18,7 +19,6 @@ import csv
 import importlib.metadata
 import os
 import random
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -136,7 +136,7 @@ def peak(loss, pred, target, device):
 
 
 def measure(losses, pred, target, device, repeats):
-    """Median seconds and peak bytes of each of ``losses``."""
+    """The fewest seconds and the peak bytes of each of ``losses``."""
     times = {who: [] for who in losses}
     order = random.Random(0)
     for repeat in range(repeats + 3):
@@ -144,7 +144,7 @@ def measure(losses, pred, target, device, repeats):
             took = seconds(loss, pred, target, device)
             if repeat >= 3:  # the first ones warm up
                 times[who].append(took)
-    return {who: (statistics.median(times[who]), peak(loss, pred, target, device)) for who, loss in losses.items()}
+    return {who: (min(times[who]), peak(loss, pred, target, device)) for who, loss in losses.items()}
 
 
 def check_same(name, losses, pred, target):
