@@ -61,9 +61,94 @@ def test_register_loss_names_the_term_and_a_name_is_taken_once(clean):
             return pred.sum() * 0
 
     assert ylp.available_losses()["obj"][-1] == "mine"
+    class Other(Mine):
+        pass
+
     for name in ("mine", "focal", "FocalLoss"):
         with pytest.raises(ValueError, match="is taken"):
-            ylp.register_loss("obj", name)(Mine)
+            ylp.register_loss("obj", name)(Other)
+
+
+def test_a_class_defined_anew_takes_its_own_place(clean, tmp_path):
+    """An experiment file is read twice in a process: by the kit and by YOLOX, by a notebook cell run again."""
+    from yolox.exp import get_exp
+
+    from yolox_loss_patch.exp import load_exp
+
+    text = (
+        "import torch, yolox_loss_patch as ylp\n"
+        "from yolox.exp.default.yolox_nano import Exp as Base\n"
+        "@ylp.register_loss('l1', 'anew')\n"
+        "class Anew(torch.nn.Module):\n"
+        "    def __init__(self, scale=1.0):\n"
+        "        super().__init__()\n"
+        "class Exp(ylp.LossExp, Base):\n"
+        "    pass\n"
+    )
+    one, other = tmp_path / "read_twice.py", tmp_path / "another.py"
+    for path in (one, other):
+        path.write_text(text)
+    load_exp(str(one))
+    one.write_text(text.replace("scale", "factor"))
+    load_exp(str(one))
+    get_exp(str(one))
+    ylp.build_loss("l1", dict(type="anew", factor=2.0))
+    with pytest.raises(ylp.ConfigError, match="'anew' is taken"):
+        load_exp(str(other))
+
+
+def test_what_is_no_class_or_name_is_not_registered():
+    class Plain(torch.nn.Module):
+        pass
+
+    with pytest.raises(ylp.ConfigError, match="with its parentheses"):
+        ylp.LOSSES.register_module(Plain)  # @ylp.LOSSES.register_module
+    with pytest.raises(ylp.ConfigError, match="with a name; got 5"):
+        ylp.LOSSES.register_module(name=5)
+    with pytest.raises(ylp.ConfigError, match="as a class"):
+        ylp.register_loss("obj", "function")(lambda pred, label: pred)
+    assert "Plain" not in ylp.available_losses()["obj"] and "function" not in ylp.available_losses()["obj"]
+
+
+def test_what_the_constructor_of_a_users_class_asks_for_is_told(clean):
+    @ylp.register_loss("iou", "picky")
+    class Picky(torch.nn.Module):
+        def __init__(self, scale, offset=0):
+            super().__init__()
+            if scale <= 0:
+                raise ValueError("scale is above 0")
+
+    with pytest.raises(ylp.ConfigError, match="loss_iou: 'picky' needs 'scale'"):
+        ylp.LossConfig(loss_iou="picky")
+    with pytest.raises(ylp.ConfigError, match=r"loss_iou: 'picky' refuses its knobs, .*-1.*: scale is above 0"):
+        ylp.build_loss("iou", dict(type="picky", scale=-1))
+    ylp.build_loss("iou", dict(type="picky", scale=1))
+
+
+# term, spec, words of the answer, a word that is not in it
+WRONG = [
+    ("obj", dict(type=["focal"]), "there is no loss ['focal']", "unhashable"),
+    ("iou", dict(type="wiou", version="3"), "one of 1, 2, 3; got '3'", "mean"),
+    ("obj", dict(type="bce", reduction=["mean"]), "mean, sum, none; got ['mean']", "Did"),
+    ("cls", dict(type="CrossEntropyLoss", use_sigmoid=True, ignore_index=255), "none is to be ignored; got 255", "sigmoids"),
+    ("cls", dict(type="CrossEntropyLoss", use_sigmoid=True, avg_non_ignore=True), "avg_non_ignore=False", "sigmoids"),
+    ("cls", "CrossEntropyLoss", "write use_sigmoid=True, which is not the default there", "None"),
+    ("iou", "SIoULoss", "write neg_gamma=True", "None"),
+    ("iou", dict(type="IoULoss", linear="yes"), "linear is True or False; got 'yes'", "mode"),
+]
+
+
+@pytest.mark.parametrize("term,spec,words,absent", WRONG, ids=str)
+def test_a_wrong_spec_is_answered(term, spec, words, absent):
+    with pytest.raises(ylp.ConfigError) as error:
+        ylp.build_loss(term, spec)
+    assert words in str(error.value) and f"loss_{term}" in str(error.value)
+    assert absent not in str(error.value)
+
+
+def test_mmdetection_defaults_that_are_written_out_are_accepted():
+    theirs = dict(type="CrossEntropyLoss", use_sigmoid=True, ignore_index=None, avg_non_ignore=False, class_weight=[1.0, 2.0])
+    assert ylp.LossConfig(loss_cls=theirs) == ylp.LossConfig(loss_cls=dict(type="bce", pos_weight=[1.0, 2.0]))
 
 
 def test_a_constructor_that_swallows_knobs_is_refused(clean):
@@ -121,13 +206,17 @@ def test_list_and_plot_know_the_losses_of_an_experiment_file(clean, tmp_path, ca
         "@ylp.register_loss('l1', 'cubic')\n"
         "class Cubic(torch.nn.Module):\n"
         "    '''The cube.'''\n"
+        "    def __init__(self, scale, odd='no'):\n"
+        "        super().__init__()\n"
         "    def forward(self, pred, target, weight=None, avg_factor=None, reduction_override=None):\n"
         "        return (pred - target).abs() ** 3\n"
         "class Exp(ylp.LossExp, Base):\n"
         "    pass\n"
     )
     assert cli.main(["list", "cubic", "-f", str(tmp_path / "mine.py")]) == 0
-    assert "The cube." in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "The cube." in told and "[]" not in told
+    assert "scale = None: no default, has to be given" in told and "odd = 'no': what the class allows" in told
     LOSSES.rows["l1"].pop("cubic")
-    words = ["plot", "cubic", "l1", "-f", str(tmp_path / "mine.py"), "--out", str(tmp_path / "a.svg")]
+    words = ["plot", "{'type': 'cubic', 'scale': 1}", "l1", "-f", str(tmp_path / "mine.py"), "--out", str(tmp_path / "a.svg")]
     assert cli.main(words) == 0 and (tmp_path / "a.svg").is_file()

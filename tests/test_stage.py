@@ -75,7 +75,8 @@ def test_element_weights_reach_their_terms():
     same, _ = run({}, inputs, lambda a: {"label_weights": torch.ones(a.num_fg, 3), "bbox_weights": torch.ones(a.num_fg, 4)})
     for place in (1, 2, 3):
         assert float(same[place]) == pytest.approx(float(stock[place]), rel=1e-6)
-    assert float(run({}, inputs, lambda a: None)[0][0]) == float(run({}, inputs)[0][0])
+    for nothing in (None, {"label_weights": None}):
+        assert float(run({}, inputs, lambda a, answer=nothing: answer)[0][0]) == float(run({}, inputs)[0][0])
 
 
 WRONG_WEIGHTS = [
@@ -83,6 +84,8 @@ WRONG_WEIGHTS = [
     (lambda a: {"bbox_weights": torch.ones(a.num_fg + 1)}, ["bbox_weights", "(num_fg) or (num_fg, 4)", "num_fg = "]),
     (lambda a: {"label_weights": torch.ones(a.num_fg, 5)}, ["label_weights", "(num_fg, C)", "C = 3"]),
     (lambda a: {"obj_weights": torch.ones(a.num_fg)}, ["obj_weights", "(B*A)"]),
+    (lambda a: torch.ones(a.num_fg), ["returns a dict with any of obj_weights", "or None; got tensor"]),
+    (lambda a: {"label_weights": "abc"}, ["label_weights is a tensor of numbers; got 'abc'"]),
 ]
 
 
@@ -149,7 +152,7 @@ WRONG = [
     ("cls", dict(type="bce", class_weight=[1.0, -1]), ["class_weight", "at least 0"]),
     ("cls", dict(type="bce", class_weight=2.0), ["class_weight", "list"]),
     ("cls", dict(type="bce", class_weight={"cat": 2.0}), ["annotation file", "list"]),
-    ("obj", dict(type="DiceLoss"), ["naive_dice=True", "None"]),
+    ("obj", dict(type="DiceLoss"), ["write naive_dice=True"]),
     ("cls", dict(type="DiceLoss", naive_dice=True), ["obj only", "'dice'"]),
     ("iou", dict(type="SIoULoss"), ["neg_gamma=True", "sign"]),
     ("obj", dict(type="TverskyLoss"), ["softmax", "'tversky'"]),

@@ -75,7 +75,37 @@ def test_a_sound_loss_of_ones_own_passes():
     check_loss("obj", Mine())
 
 
+class Fixed(Mine):
+    def kernel(self, pred, target):
+        return super().kernel(pred.detach(), target)
+
+
+class Bare(Mine):
+    def forward(self, pred, target):
+        return super().forward(pred, target)
+
+
+class Scalar(Mine):
+    def forward(self, pred, target, weight=None, avg_factor=None, reduction_override=None):
+        return 1.0
+
+
+class Scribbles(Mine):
+    def kernel(self, pred, target):
+        return super().kernel(pred, target.clamp_(min=0.1))
+
+
+class Wavers(Mine):
+    def kernel(self, pred, target):
+        return super().kernel(pred, target) * (1 + 0.01 * torch.rand(()))
+
+
 BROKEN = [
+    (Fixed, "has a gradient"),
+    (Bare, r"can be called as loss\(pred, target, reduction_override='none'\).*TypeError"),
+    (Scalar, "returns a tensor; got float"),
+    (Scribbles, "leaves pred and target as they are"),
+    (Wavers, "the same for the same input"),
     (Saturates, "finite"),
     (Averages, "avg_factor"),
     (Learns, "no parameters"),
@@ -103,8 +133,26 @@ def test_a_step_that_raises_the_loss_is_found():
         check_loss("obj", Up())
 
 
+def test_boxes_that_are_read_as_corners_are_found():
+    ops = pytest.importorskip("torchvision.ops")
+
+    class Corners(Mine):
+        def kernel(self, pred, target):
+            return ops.generalized_box_iou_loss(pred, target.to(pred.dtype), reduction="none")
+
+    with pytest.raises(AssertionError, match=r"reads boxes as \(cx, cy, w, h\)"):
+        check_loss("iou", Corners())
+
+
+def test_weights_by_class_are_checked_with_as_many_classes():
+    check_loss("cls", dict(type="bce", class_weight=[0.5, 1.0, 2.0, 3.0, 1.0]))
+    check_loss("cls", dict(type="bce", pos_weight=[0.5, 2.0]))
+
+
 def test_a_pull_that_is_not_there_is_found():
     with pytest.raises(AssertionError, match="pulls a disjoint box"):
         check_loss("iou", "iou", pulls=True)
     with pytest.raises(ylp.ConfigError, match="there is no loss"):
         check_loss("iou", "none")
+    with pytest.raises(ylp.ConfigError, match="claim of box losses"):
+        check_loss("obj", "focal", pulls=True)

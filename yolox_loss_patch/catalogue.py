@@ -249,7 +249,8 @@ class MMDetName:
     Attributes:
         name: the kit's loss.
         defaults: MMDetection's own defaults where they differ.
-        must: what its knobs have to be, because nothing else has a meaning here, and why.
+        must: what its knobs have to be, because nothing else has a meaning here.
+        why: the reason, in general; reasons: that of one knob.
         said: whether ``must`` has to be written, because MMDetection's default is something else.
         renamed: its knobs that have another name here.
         terms: the terms in which its meaning is kept; all that have the loss if empty.
@@ -261,6 +262,7 @@ class MMDetName:
     must: Mapping[str, Any] = field(default_factory=dict)
     said: tuple[str, ...] = ()
     why: str = "YOLOX's scores are independent sigmoids of logits"
+    reasons: Mapping[str, str] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
     terms: tuple[str, ...] = ()
     refuse: str = ""
@@ -270,8 +272,9 @@ MMDET = {
     # MMDetection hands class_weight to the sigmoid form as PyTorch's pos_weight.
     "CrossEntropyLoss": MMDetName(
         "bce",
-        must={"use_sigmoid": True, "use_mask": False},
+        must={"use_sigmoid": True, "use_mask": False, "ignore_index": None, "avg_non_ignore": False},
         said=("use_sigmoid",),
+        reasons=dict.fromkeys(("ignore_index", "avg_non_ignore"), "every target of YOLOX's counts, none is to be ignored"),
         renamed={"class_weight": "pos_weight"},
     ),
     "FocalLoss": MMDetName("focal", must={"use_sigmoid": True, "activated": False}),

@@ -116,7 +116,7 @@ def _list(words: list[str]) -> None:
             print(f"loss_{term}")
         for entry in names:
             loss = LOSSES.get(term, entry)
-            print(f"  {entry:<13} {loss.formula}   [{loss.paper}]")
+            print(f"  {entry:<13} {loss.formula}" + (f"   [{loss.paper}]" if loss.paper else ""))
             if name is not None:
                 _explain(term, loss)
                 continue

@@ -29,7 +29,7 @@ class Knob:
     ``low`` and ``high`` bound a number (``open_low``, ``open_high``: the bound itself is out), ``also`` are values
     allowed besides; a default of type int asks for a whole number. ``choices`` are the words or whole numbers allowed.
     Anything else has a ``parse`` that returns the value in its own type or raises ValueError, and ``words`` that say
-    what is allowed; None is allowed where it is the default.
+    what is allowed; None is allowed where it is the default. ``required``: there is no default.
     """
 
     default: Any
@@ -41,6 +41,7 @@ class Knob:
     choices: tuple[Any, ...] = ()
     parse: Callable[[Any], Any] | None = None
     words: str = ""
+    required: bool = False
 
     def allowed(self) -> str:
         """The allowed values in words."""
@@ -68,7 +69,8 @@ class Knob:
                 raise error from None
         if self.choices:
             if value not in self.choices or isinstance(value, bool):
-                raise ConfigError(f"{error}{nearest(value, map(str, self.choices))}")
+                words = [choice for choice in self.choices if isinstance(choice, str) and isinstance(value, str)]
+                raise ConfigError(f"{error}{nearest(value, words)}")
             return type(self.choices[0])(value)
         if isinstance(self.default, bool):
             if not isinstance(value, bool):

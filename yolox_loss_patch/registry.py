@@ -64,17 +64,21 @@ class Registry:
     def get(self, term: str, name: Any) -> Loss:
         """The row of a name; `ConfigError` that lists the choices."""
         rows = self.rows[check_term(term)]
-        if name not in rows:
+        if not isinstance(name, str) or name not in rows:
             raise ConfigError(
                 f"loss_{term}: there is no loss {name!r}.{nearest(name, rows)} Choose one of: {', '.join(rows)}."
             )
         return rows[name]
 
     def add(self, terms: Iterable[str], name: str, loss: Loss) -> None:
-        """Enter a loss; a name can be taken once a term."""
+        """Enter a loss; a name can be taken once a term.
+
+        A class that is defined anew takes its own place: an experiment file that is read twice, a cell run again.
+        """
         terms = [check_term(term) for term in terms]
         for term in terms:
-            if name in self.rows[term] or name in MMDET:
+            taken = self.rows[term].get(name)
+            if name in MMDET or (taken is not None and (taken.own or _origin(taken.build) != _origin(loss.build))):
                 raise ConfigError(f"loss_{term}: the name {name!r} is taken; register your loss under another.")
         for term in terms:
             self.rows[term][name] = loss
@@ -91,9 +95,16 @@ class Registry:
         The class is built with the knobs of the spec and called as ``loss(pred, target, weight=None, avg_factor=None,
         reduction_override=None)``. ``loss_weight`` and ``reduction`` are handed to its constructor when it takes them;
         else they are the kit's business.
+
+        Raises:
+            ConfigError: a name that is taken or no word, a constructor that the kit cannot read, no class.
         """
+        if name is not None and not isinstance(name, str):
+            raise ConfigError(f"Write @LOSSES.register_module() with its parentheses, or with a name; got {name!r}.")
 
         def register(cls: _Class) -> _Class:
+            if not isinstance(cls, type):
+                raise ConfigError(f"A loss is registered as a class; got {cls!r}.")
             chosen = getattr(cls, "term", TERMS) if term is None else term
             terms = (chosen,) if isinstance(chosen, str) else tuple(chosen)
             knobs = _signature_knobs(cls)
@@ -106,6 +117,14 @@ class Registry:
             return cls
 
         return register
+
+
+def _origin(cls: Any) -> tuple[str, str]:
+    """Where a class was written: its file, or its module where there is none (a notebook), and its name."""
+    try:
+        return inspect.getfile(cls), cls.__qualname__
+    except (TypeError, OSError):
+        return cls.__module__, cls.__qualname__
 
 
 def check_term(term: str) -> str:
@@ -125,11 +144,17 @@ def _signature_knobs(cls: Any) -> dict[str, Knob]:
             f"{cls.__name__}: the constructor takes *args or **kwargs, so a mistyped knob could not be told from a "
             "knob; name its parameters."
         )
-    return {p.name: Knob(None if p.default is p.empty else p.default) for p in parameters}
+    needed, checked = "no default, has to be given", "what the class allows"
+    return {
+        p.name: Knob(None, required=True, words=needed) if p.default is p.empty else Knob(p.default, words=checked)
+        for p in parameters
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # From a spec to a checked dict and to a module.
+
+_FLAG = Knob(False)
 
 
 def _from_mmdet(term: str, spec: dict[str, Any]) -> dict[str, Any]:
@@ -144,15 +169,18 @@ def _from_mmdet(term: str, spec: dict[str, Any]) -> dict[str, Any]:
             f"{where} keeps MMDetection's meaning for {', '.join(known.terms)} only; here write {known.name!r}."
         )
     for key, value in known.must.items():
-        given = spec.pop(key, None if key in known.said else value)
+        if key in known.said and key not in spec:
+            raise ConfigError(f"{where}: write {key}={value}, which is not the default there; {known.why}.")
+        given = spec.pop(key, value)
         if given != value:
-            raise ConfigError(f"{where}: only {key}={value} exists here, because {known.why}; got {given!r}.")
+            why = known.reasons.get(key, known.why)
+            raise ConfigError(f"{where}: only {key}={value} exists here, because {why}; got {given!r}.")
     spec = {known.renamed.get(key, key): value for key, value in spec.items()}
     # Their guard against 0/0. Ours leaves sane values as they are, so leaving out a small one changes nothing.
     eps = spec.pop("eps", 0.0) if term == "iou" else 0.0
     if not isinstance(eps, (int, float)) or not 0 <= eps <= 1e-6:
         raise ConfigError(f"{where}: eps is at most 1e-6 (the kit's losses are finite without it); got {eps!r}.")
-    if cls == "IoULoss" and spec.pop("linear", False):
+    if cls == "IoULoss" and _FLAG.check(f"{where}: linear", spec.pop("linear", False)):
         spec["mode"] = "linear"
     return {"type": known.name, **known.defaults, **{key: value for key, value in spec.items() if value is not None}}
 
@@ -192,6 +220,8 @@ def resolve(term: str, spec: Any, registry: Registry | None = None) -> dict[str,
             raise ConfigError(_unknown_knob(registry, term, name, key, list(knobs)))
     for key, knob in knobs.items():
         if key not in spec:
+            if knob.required:
+                raise ConfigError(f"loss_{term}: {name!r} needs {key!r}: its constructor has no default for it.")
             if not loss.own and key in loss.knobs:
                 continue  # the default of a user's class stays with the class
             resolved[key] = knob.default
@@ -253,7 +283,10 @@ def build_loss(term: str, spec: Any) -> nn.Module:
     for key, knob in COMMON.items():
         if key not in loss.knobs and resolved.pop(key) != knob.default:
             raise ConfigError(f"loss_{term}: the constructor of {name!r} takes no {key!r}.")
-    module: nn.Module = loss.build(**resolved)
+    try:
+        module: nn.Module = loss.build(**resolved)
+    except ValueError as error:
+        raise ConfigError(f"loss_{term}: {name!r} refuses its knobs, {resolved}: {error}") from error
     return module
 
 

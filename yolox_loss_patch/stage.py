@@ -78,15 +78,21 @@ class ElementWeights:
         """The weights of a batch, checked.
 
         Raises:
-            ConfigError: an unknown name, a shape that does not fit.
+            ConfigError: no dict, an unknown name, no numbers, a shape that does not fit.
         """
-        weights = dict(self.method(found) or {})
+        answer = self.method(found)
+        if not isinstance(answer, Mapping | None):
+            raise ConfigError(f"loss_weights returns a dict with any of {', '.join(WEIGHTS)}, or None; got {answer!r}.")
+        weights = {name: weight for name, weight in (answer or {}).items() if weight is not None}
         sizes = {"num_fg": found.num_fg, "C": num_classes, "B*A": found.fg_mask.numel(), "4": 4, "1": 1}
         for name, weight in weights.items():
             if name not in WEIGHTS:
                 known = ", ".join(WEIGHTS)
                 raise ConfigError(f"loss_weights: there is no {name!r}.{nearest(name, WEIGHTS)} It returns {known}.")
-            weights[name] = weight = torch.as_tensor(weight, device=found.fg_mask.device)
+            try:
+                weights[name] = weight = torch.as_tensor(weight, device=found.fg_mask.device)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise ConfigError(f"loss_weights: {name} is a tensor of numbers; got {weight!r}.") from error
             if tuple(weight.shape) not in [tuple(sizes[word] for word in shape) for shape in WEIGHTS[name]]:
                 allowed = " or ".join(f"({', '.join(shape)})" for shape in WEIGHTS[name])
                 values = ", ".join(f"{word} = {sizes[word]}" for word in ("num_fg", "C", "B*A"))

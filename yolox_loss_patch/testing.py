@@ -43,7 +43,8 @@ def check_loss(term: str, loss: str | Mapping[str, Any] | nn.Module, pulls: bool
     """Try a loss on ordinary and hostile input.
 
     Checked are: finite value and gradient on hostile input; fp16 and bf16 input computed in fp32; empty input; the
-    shapes and reductions of the contract, element weights, ``avg_factor``; ``torch.autograd.gradcheck`` where nothing is
+    shapes and reductions of the contract, element weights, ``avg_factor``; inputs left as they are; boxes read as
+    (cx, cy, w, h); ``torch.autograd.gradcheck`` where nothing is
     detached and no memory moves; at a perfect prediction the least of all, without a pull to either side (for boxes and
     offsets 0); a gradient that pulls a disjoint box closer; a copy that gives the same; no parameter and nothing in the
     state_dict.
@@ -56,9 +57,11 @@ def check_loss(term: str, loss: str | Mapping[str, Any] | nn.Module, pulls: bool
 
     Raises:
         AssertionError: the loss breaks a promise; the message says which, and on what input.
-        ConfigError: no such term or loss.
+        ConfigError: no such term or loss; ``pulls`` for a loss that is not one of boxes.
     """
     check_term(term)
+    if pulls is not None and term != "iou":
+        raise ConfigError(f"loss_{term}: pulls is a claim of box losses (iou); leave it out.")
     if not isinstance(loss, (str, Mapping, nn.Module)):
         raise ConfigError(f"loss_{term}: check_loss takes a name, a spec or a module; got {loss!r}.")
     _Check(term, loss).run(pulls)
@@ -75,6 +78,9 @@ class _Check:
         self.name = f"loss_{term} {name or type(loss).__name__}"
         self.facts = {"images": 1, "image_size": (640, 640)}
         probe = self._fresh()
+        # One logit a class: as many as the loss has weights for.
+        weights = [getattr(probe, "knobs", {}).get(key) for key in ("pos_weight", "class_weight")]
+        self.columns = next((len(each) for each in weights if isinstance(each, tuple)), 3)
         self.has_memory = bool(probe.running_state()) if hasattr(probe, "running_state") else False
 
     def _fresh(self) -> Any:
@@ -83,14 +89,22 @@ class _Check:
     def _call(self, pred: Tensor, target: Tensor, module: Any = None, **call: Any) -> Tensor:
         module = self._fresh() if module is None else module
         facts = {key: self.facts[key] for key in getattr(module, "wants", ())}
-        value: Tensor = module(pred, target, **facts, **call)
+        try:
+            value: Tensor = module(pred, target, **facts, **call)
+        except Exception as error:
+            words = ", ".join(["pred", "target", *(f"{key}={value!r}" for key, value in {**facts, **call}.items())])
+            raise AssertionError(
+                f"{self.name}: can be called as loss({words}) with pred {tuple(pred.shape)}; it raised "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        self._expect(isinstance(value, Tensor), f"returns a tensor; got {type(value).__name__}")
         return value
 
     def _both(self, pred: Tensor, target: Tensor, **call: Any) -> tuple[Tensor, Tensor]:
         """Value and gradient of its sum."""
         pred = pred.detach().clone().requires_grad_()
         value = self._call(pred, target, **call)
-        self._expect(isinstance(value, Tensor), f"returns a tensor; got {type(value).__name__}")
+        self._expect(value.requires_grad, "has a gradient; its value does not depend on pred, or was detached")
         (gradient,) = torch.autograd.grad(value.sum(), pred, allow_unused=True)
         return value.detach(), torch.zeros_like(pred) if gradient is None else gradient
 
@@ -106,9 +120,9 @@ class _Check:
         elif self.term == "l1":
             pred, target = (torch.randn(n, 4, generator=g, dtype=torch.float64) for _ in range(2))
         else:
-            pred = torch.randn(n, 3, generator=g, dtype=torch.float64) * 3
-            target = torch.rand(n, 3, generator=g, dtype=torch.float64)
-            target = torch.where(torch.rand(n, 3, generator=g) < 0.5, target, 0.0)
+            pred = torch.randn(n, self.columns, generator=g, dtype=torch.float64) * 3
+            target = torch.rand(n, self.columns, generator=g, dtype=torch.float64)
+            target = torch.where(torch.rand(n, self.columns, generator=g) < 0.5, target, 0.0)
         return pred.to(dtype), target.to(dtype)
 
     def run(self, pulls: bool | None) -> None:
@@ -116,12 +130,18 @@ class _Check:
             self._contract, self._weights, self._hostile, self._half, self._empty, self._copy, self._perfect, self._slope,
         ):  # fmt: skip
             check()
-        if pulls is not None and self.term == "iou":
+        if self.term == "iou":
+            self._place()
+        if pulls is not None:
             self._pull(pulls)
 
     def _contract(self) -> None:
         pred, target = self._ordinary()
         elements = self._call(pred, target, reduction_override="none")
+        untouched = all(torch.equal(*pair) for pair in zip((pred, target), self._ordinary(), strict=True))
+        self._expect(untouched, "leaves pred and target as they are; it wrote into one of them")
+        again = self._call(pred, target, reduction_override="none")
+        self._expect(torch.equal(elements, again), "gives the same for the same input")
         if not self.whole_set and elements.dim():
             wanted = pred.shape[:1] if self.term == "iou" else pred.shape
             self._expect(
@@ -162,7 +182,9 @@ class _Check:
             return torch.tensor(pairs[0], dtype=dtype), torch.tensor(pairs[1], dtype=dtype)
         rows = _HOSTILE_OFFSETS if self.term == "l1" else _HOSTILE_LOGITS
         pred, target = torch.tensor(rows, dtype=dtype).unbind(1)
-        return pred.view(-1, 4), target.view(-1, 4)
+        if self.term == "l1":
+            return pred.view(-1, 4), target.view(-1, 4)
+        return pred.unsqueeze(1).repeat(1, self.columns), target.unsqueeze(1).repeat(1, self.columns)
 
     def _hostile(self) -> None:
         for dtype in (torch.float32, torch.float64):
@@ -205,7 +227,7 @@ class _Check:
 
     def _perfect(self) -> None:
         if self.term in ("obj", "cls"):
-            target = torch.tensor([[0.0], [1.0]] * 4)
+            target = torch.tensor([[0.0], [1.0]] * 4).repeat(1, self.columns)
             good, bad = (self._call(sign * (2 * target - 1) * 30, target) for sign in (1, -1))
             self._expect(
                 bool(good < bad) and bool(good < 0.2),
@@ -234,6 +256,13 @@ class _Check:
         before, gradient = self._both(pred, target)
         moved = pred - 1e-4 * gradient / gradient.abs().max().clamp(min=1e-12)
         self._expect(bool(self._call(moved, target) <= before), "a small step against the gradient does not raise the loss")
+
+    def _place(self) -> None:
+        """Corners taken for centre and size, or the other way round, show when both boxes move together."""
+        pred, target = self._ordinary(dtype=torch.float64)
+        move = torch.tensor([64.0, -32.0, 0.0, 0.0], dtype=torch.float64)
+        here, there = (self._call(pred + shift, target + shift) for shift in (torch.zeros_like(move), move))
+        self._close(there, here, "reads boxes as (cx, cy, w, h): two that move together cost the same")
 
     def _pull(self, pulls: bool) -> None:
         target = torch.tensor([[100.0, 100.0, 20.0, 30.0]] * 3, dtype=torch.float64)

@@ -290,6 +290,27 @@ def test_saturated_logits_still_learn(term, spec, x):
     assert gradient.item() * x > 0 and abs(gradient.item()) > 0.05
 
 
+@pytest.mark.parametrize("x", [-4.6, -12.0, -20.0, -30.0])
+@pytest.mark.parametrize("name", ["focal", "varifocal", "quality_focal"])
+def test_easy_background_keeps_its_digits(name, x):
+    """In fp32 too: x - (x - log1p(exp(x))) has none left below -16, and the background is nearly all there is."""
+    single = run(build("obj", {"type": name}), torch.tensor([x]), torch.zeros(1))
+    double = run(build("obj", {"type": name}), torch.tensor([x]).double(), torch.zeros(1).double())
+    for got, want in zip(single, double, strict=True):
+        assert want.item() > 0
+        assert got.item() == pytest.approx(want.item(), rel=2e-6, abs=0)
+
+
+@pytest.mark.parametrize("name", ["focal", "varifocal", "quality_focal"])
+def test_a_second_derivative_is_refused(name):
+    pred, target = inputs("obj")
+    pred.requires_grad_()
+    loss = build("obj", {"type": name})(pred, target).square()
+    (gradient,) = torch.autograd.grad(loss, pred, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 @every_loss
 def test_empty(term, spec, reduction):
@@ -381,6 +402,25 @@ def test_wrong_weights(term, spec):
     for shape in shapes:
         with pytest.raises(ValueError, match="weight"):
             module(pred, target, weight=torch.ones(shape))
+
+
+@pytest.mark.parametrize(
+    ("term", "spec", "shapes"),
+    [("iou", {"type": "ciou"}, "(12,) or (12, 4)"), ("obj", {"type": "focal"}, "(12, 3) or (12,)"),
+     ("l1", {"type": "l2"}, "(12, 4) or (12,)"), ("obj", {"type": "dice"}, "(12, 3) or (12,)")],
+    ids=spec_id,
+)  # fmt: skip
+def test_a_wrong_weight_is_told_with_its_term_and_what_fits(term, spec, shapes):
+    with pytest.raises(ValueError) as error:
+        build(term, spec)(*inputs(term), weight=torch.ones(5))
+    assert str(error.value) == f"loss_{term}: {spec['type']}: weight is {shapes}; got (5,)"
+
+
+@pytest.mark.parametrize("factor", [0, 0.0, -1, float("nan"), torch.ones(3)], ids=str)
+@every_loss
+def test_an_avg_factor_that_divides_nothing_sensibly_is_refused(term, spec, factor):
+    with pytest.raises(ValueError, match=rf"loss_{term}: .*avg_factor is (a number above 0|one number)"):
+        build(term, spec)(*inputs(term), avg_factor=factor)
 
 
 @every_loss

@@ -30,9 +30,11 @@ def _distance(pred: Tensor, target: Tensor, pair: Overlap) -> Tensor:
     return ratio(_squared_distance(pred, target), pair.enclosing().square().sum(1))
 
 
-def _sides(pred: Tensor, target: Tensor, pair: Overlap) -> Tensor:
-    """EIoU's ``dw2/Cw2`` and ``dh2/Ch2`` ``(N, 2)``."""
-    return ratio((pred[:, 2:] - target[:, 2:]).square(), pair.enclosing().square())
+def _distance_and_sides(pred: Tensor, target: Tensor, pair: Overlap) -> tuple[Tensor, Tensor]:
+    """EIoU's penalties: DIoU's ``rho2/c2`` ``(N,)``; ``dw2/Cw2`` and ``dh2/Ch2`` ``(N, 2)``."""
+    around = pair.enclosing().square()
+    distance = ratio(_squared_distance(pred, target), around.sum(1))
+    return distance, ratio((pred[:, 2:] - target[:, 2:]).square(), around)
 
 
 def _aspect_penalty(pred: Tensor, target: Tensor, iou: Tensor, gate: bool) -> Tensor:
@@ -82,7 +84,8 @@ def ciou(pred: Tensor, target: Tensor, gate: bool = False) -> Tensor:
 def eiou(pred: Tensor, target: Tensor) -> Tensor:
     """Efficient IoU (2101.08158): DIoU + ``dw2/Cw2 + dh2/Ch2``, range [0, 4). Not MMDetection's *Extended* IoU."""
     pair = overlap(pred, target)
-    return 1 - pair.iou + _distance(pred, target, pair) + _sides(pred, target, pair).sum(1)
+    distance, sides = _distance_and_sides(pred, target, pair)
+    return 1 - pair.iou + distance + sides.sum(1)
 
 
 def focal_eiou(pred: Tensor, target: Tensor, gamma: float = 0.5) -> Tensor:
@@ -91,8 +94,8 @@ def focal_eiou(pred: Tensor, target: Tensor, gamma: float = 0.5) -> Tensor:
     Boxes that do not touch have weight 0, so nothing pulls them together.
     """
     pair = overlap(pred, target)
-    loss = 1 - pair.iou + _distance(pred, target, pair) + _sides(pred, target, pair).sum(1)
-    return power(pair.iou.detach(), gamma) * loss
+    distance, sides = _distance_and_sides(pred, target, pair)
+    return power(pair.iou.detach(), gamma) * (1 - pair.iou + distance + sides.sum(1))
 
 
 def alpha_iou(pred: Tensor, target: Tensor, alpha: float = 3.0) -> Tensor:
@@ -123,8 +126,8 @@ def alpha_ciou(pred: Tensor, target: Tensor, alpha: float = 3.0) -> Tensor:
 def alpha_eiou(pred: Tensor, target: Tensor, alpha: float = 3.0) -> Tensor:
     """Alpha-EIoU (2110.13675 applied to 2101.08158): each of EIoU's penalties to the power of alpha. Range [0, 4)."""
     pair = overlap(pred, target)
-    shape = power(_sides(pred, target, pair), alpha).sum(1)
-    return 1 - power(pair.iou, alpha) + power(_distance(pred, target, pair), alpha) + shape
+    distance, sides = _distance_and_sides(pred, target, pair)
+    return 1 - power(pair.iou, alpha) + power(distance, alpha) + power(sides, alpha).sum(1)
 
 
 def _mismatch(pred: Tensor, target: Tensor) -> Tensor:
@@ -243,9 +246,8 @@ def inner_ciou(pred: Tensor, target: Tensor, ratio: float = 0.75) -> Tensor:
 
 def inner_eiou(pred: Tensor, target: Tensor, ratio: float = 0.75) -> Tensor:
     """Inner-EIoU (2311.02877): ``EIoU + IoU - IoU_inner``, range [0, 4)."""
-    pair = overlap(pred, target)
-    penalty = _distance(pred, target, pair) + _sides(pred, target, pair).sum(1)
-    return _one_minus_inner(pred, target, ratio) + penalty
+    distance, sides = _distance_and_sides(pred, target, overlap(pred, target))
+    return _one_minus_inner(pred, target, ratio) + distance + sides.sum(1)
 
 
 def inner_siou(pred: Tensor, target: Tensor, ratio: float = 0.75) -> Tensor:

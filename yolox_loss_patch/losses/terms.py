@@ -47,8 +47,11 @@ class TermLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.term, self.name = term, name
+        self._where = f"loss_{term}: {name}"
         self.knobs = dict(knobs or {})
         self.kernel = kernel(**self.knobs) if isinstance(kernel, type) else kernel
+        # What goes with every call: a module has its knobs, and for one that is None the batch may know a value.
+        self._given = {} if isinstance(kernel, type) else {k: v for k, v in self.knobs.items() if v is not None}
         self.whole_set, self.wants = whole_set, wants
         self.loss_weight = loss_weight
         self.reduction = reduction
@@ -75,33 +78,51 @@ class TermLoss(nn.Module):
             facts: of the batch, those named in ``wants``.
 
         Raises:
-            ValueError: shapes that do not fit, an unknown reduction, ``sum`` with ``avg_factor``.
+            ValueError: shapes that do not fit, an unknown reduction, ``sum`` with ``avg_factor``, an ``avg_factor`` that
+                is not one number above 0 (a tensor's value is not looked at, which would wait for the device).
         """
         reduction = self.reduction if reduction_override is None else reduction_override
         if reduction not in REDUCTIONS:
             raise ValueError(f"reduction is one of {', '.join(REDUCTIONS)}; got {reduction!r}")
         if reduction == "sum" and avg_factor is not None:
             raise ValueError("avg_factor goes with reduction='mean' (sum / avg_factor), not with 'sum'")
+        if isinstance(avg_factor, Tensor):
+            if avg_factor.numel() != 1:
+                raise ValueError(f"{self._where}: avg_factor is one number; got a tensor {tuple(avg_factor.shape)}")
+        elif avg_factor is not None and not avg_factor > 0:
+            raise ValueError(f"{self._where}: avg_factor is a number above 0; got {avg_factor!r}")
         if pred.shape != target.shape:
             raise ValueError(
-                f"{self.name}: pred {tuple(pred.shape)} and target {tuple(target.shape)} differ in shape; "
+                f"{self._where}: pred {tuple(pred.shape)} and target {tuple(target.shape)} differ in shape; "
                 "class targets are one column a class, not class numbers"
             )
         if self.term in ("iou", "l1") and (pred.dim() != 2 or pred.shape[1] != 4):
-            raise ValueError(f"{self.name}: boxes are (N, 4); got {tuple(pred.shape)}")
-        with torch.autocast(pred.device.type, enabled=False):
-            loss = self._elements(*upcast(pred, target), weight, facts)
-            if reduction == "sum":
-                loss = loss.sum()
-            elif reduction == "mean":
-                # An empty set has no mean but it has a sum: 0, with a gradient of nothing.
-                loss = loss.sum() / (max(loss.numel(), 1) if avg_factor is None else avg_factor)
-            return loss if self.loss_weight == 1 else self.loss_weight * loss
+            raise ValueError(f"{self._where}: {'boxes' if self.term == 'iou' else 'offsets'} are (N, 4); got {tuple(pred.shape)}")
+        if torch.is_autocast_enabled(pred.device.type):  # entering the context takes longer than asking
+            with torch.autocast(pred.device.type, enabled=False):
+                return self._reduced(pred, target, weight, avg_factor, reduction, facts)
+        return self._reduced(pred, target, weight, avg_factor, reduction, facts)
+
+    def _reduced(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        avg_factor: float | Tensor | None,
+        reduction: str,
+        facts: dict[str, Any],
+    ) -> Tensor:
+        loss = self._elements(*upcast(pred, target), weight, facts)
+        if reduction == "sum":
+            loss = loss.sum()
+        elif reduction == "mean":
+            # An empty set has no mean but it has a sum: 0, with a gradient of nothing.
+            loss = loss.sum() / (max(loss.numel(), 1) if avg_factor is None else avg_factor)
+        return loss if self.loss_weight == 1 else self.loss_weight * loss
 
     def _elements(self, pred: Tensor, target: Tensor, weight: Tensor | None, facts: dict[str, Any]) -> Tensor:
         """The weighted loss before its reduction."""
-        knobs = {} if isinstance(self.kernel, nn.Module) else self.knobs
-        knobs = {**facts, **{key: value for key, value in knobs.items() if value is not None}}
+        knobs = {**facts, **self._given}
         if self.whole_set:
             weight = None if weight is None else self._fit(weight, pred).expand_as(pred)
             return self.kernel(pred, target, weight, **knobs)
@@ -122,13 +143,12 @@ class TermLoss(nn.Module):
         weight = weight.to(loss.dtype)
         if weight.shape == loss.shape:
             return weight
-        if loss.dim() == 1 and weight.shape == (*loss.shape, 4):
+        if self.term == "iou" and weight.shape == (*loss.shape, 4):
             return weight.mean(1)  # MMDetection hands bbox_weights over as (N, 4)
         if loss.dim() > 1 and weight.shape == loss.shape[:1]:
             return weight.view(-1, *[1] * (loss.dim() - 1))
-        raise ValueError(
-            f"{self.name}: weight is {tuple(loss.shape)} or {tuple(loss.shape[:1])}; got {tuple(weight.shape)}"
-        )
+        other = (*loss.shape, 4) if self.term == "iou" else tuple(loss.shape[:1])
+        raise ValueError(f"{self._where}: weight is {tuple(loss.shape)} or {other}; got {tuple(weight.shape)}")
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows."""
