@@ -813,6 +813,8 @@ def _has_ended(run: Run, where: Local | Slurm) -> bool:
 
 def _cancel(runs: list[Run], where: Local | Slurm) -> None:
     """Stop jobs and wait until they are gone, so that their records tell."""
+    if not runs:
+        return
     print(f"\nStopping {len(runs)} jobs ...", flush=True)
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
