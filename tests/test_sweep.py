@@ -303,8 +303,33 @@ def test_on_a_terminal_the_table_is_redrawn_in_place_and_fits(tmp_path, monkeypa
     first = capsys.readouterr().out
     assert "name7" in first and "name8" in first and "... and 4 more" in first and "\x1b" not in first
     assert len(first.splitlines()) <= 9 and max(map(len, first.splitlines())) < 40
+    screen.show(runs)
+    assert not capsys.readouterr().out  # nothing new
     screen.show(runs[:2])
     assert capsys.readouterr().out.startswith(f"\x1b[{len(first.splitlines())}F\x1b[J")
+    screen.end(runs)  # all of it
+    last = capsys.readouterr().out
+    assert last.startswith("\x1b[5F\x1b[J") and last.count("a_run_with_a_rather_long_name") == 9
+
+
+def test_the_time_that_is_left_is_reckoned_from_the_epochs_of_this_job(tmp_path, monkeypatch):
+    """Not from the 90 seconds of the epoch before it was cut off, and it does not grow while an epoch lasts."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    clock = [1000.0]
+    monkeypatch.setattr(sweep.time, "monotonic", lambda: clock[0])
+
+    def at(seconds, epochs):
+        clock[0] = 1000.0 + seconds
+        (folder / "run.json").write_text(json.dumps({"status": "running", "updated": str(seconds), "epochs_done": epochs}))
+        (folder / "metrics.csv").write_text("epoch,AP,seconds\n" + "".join(f"{n + 1},,90\n" for n in range(epochs)))
+        run.follow(None)
+        return run.cells()[-1]
+
+    run = make_run(tmp_path)
+    assert at(0, 1) == "0:04:30"
+    assert at(20, 2) == at(25, 2) == "0:00:40"
+    assert at(60, 3) == "0:00:30"
 
 
 # Slurm's commands as far as the sweep sees them; scripts/check_slurm.sh does it with a real Slurm.

@@ -197,6 +197,7 @@ class Run:
     old_log: int = 0
     ended: float | None = None
     since: tuple[float, int] | None = None  # when this job was first seen training, and its epochs then
+    pace: float | None = None  # seconds an epoch in this job, with its evaluations
 
     def command(self) -> str:
         """What a user would type to train this run."""
@@ -223,7 +224,10 @@ class Run:
 
     def follow(self, waiting: str | None) -> None:
         """Take over how far the job is; ``waiting`` says why it does not run yet."""
+        before = self.epochs
         record = self.read()
+        if self.since is not None and self.epochs > before:
+            self.pace = (time.monotonic() - self.since[0]) / (self.epochs - self.since[1])
         if waiting is not None:
             self.state, self.since, self.old_stamp = f"queued ({waiting})", None, record.get("updated")
         elif self.job is not None and record.get("updated") == self.old_stamp:
@@ -234,9 +238,9 @@ class Run:
                 self.since = (time.monotonic(), self.epochs)
 
     def seconds_an_epoch(self) -> float | None:
-        """As seen in this job, with its evaluations, else as the record tells."""
-        if self.since is not None and self.epochs > self.since[1]:
-            return (time.monotonic() - self.since[0]) / (self.epochs - self.since[1])
+        """As seen in this job, else as the record tells."""
+        if self.pace is not None:
+            return self.pace
         seconds = [row["seconds"] or 0.0 for row in self.rows]
         return sum(seconds) / len(seconds) if seconds else None
 
@@ -638,7 +642,7 @@ class Screen:
 
     def __init__(self) -> None:
         self.in_place = sys.stdout.isatty()
-        self.height = 0
+        self.drawn: list[str] = []
         self.told: dict[str, str] = {}
 
     def show(self, runs: list[Run]) -> None:
@@ -660,8 +664,7 @@ class Screen:
 
     def end(self, runs: list[Run]) -> None:
         """The whole table."""
-        if not self.in_place:
-            print(f"\n{self.table(runs)}\n", flush=True)
+        print(f"{self._clear()}\n{self.table(runs)}\n", flush=True)
 
     def table(self, runs: list[Run]) -> str:
         """All rows."""
@@ -678,9 +681,15 @@ class Screen:
 
     def _redraw(self, lines: list[str]) -> None:
         width = shutil.get_terminal_size().columns
-        up = f"\x1b[{self.height}F\x1b[J" if self.height else ""
-        print(up + "\n".join(line[: width - 1] for line in lines), flush=True)
-        self.height = len(lines)
+        lines = [line[: width - 1] for line in lines]
+        if lines != self.drawn:
+            print(self._clear() + "\n".join(lines), flush=True)
+            self.drawn = lines
+
+    def _clear(self) -> str:
+        """What takes away the table that is drawn: up to its first line, then clear to the end of the screen."""
+        lines, self.drawn = len(self.drawn), []
+        return f"\x1b[{lines}F\x1b[J" if lines else ""
 
 
 def _summary(runs: list[Run]) -> str:
@@ -788,6 +797,7 @@ def _train_all(runs: list[Run], where: Local | Slurm, screen: Screen) -> None:
         except BaseException as error:
             _cancel([run for run in active if run.job is not None], where)
             if isinstance(error, KeyboardInterrupt):
+                screen.drawn = []  # what was printed since stands below it
                 screen.end(runs)
                 print("Interrupted; the jobs were stopped. The same command goes on where they were.", flush=True)
             raise
@@ -815,7 +825,7 @@ def _cancel(runs: list[Run], where: Local | Slurm) -> None:
     """Stop jobs and wait until they are gone, so that their records tell."""
     if not runs:
         return
-    print(f"\nStopping {len(runs)} jobs ...", flush=True)
+    print(f"Stopping {len(runs)} jobs ...", flush=True)
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         left = [run for run in runs if not where.has_ended(run)]
