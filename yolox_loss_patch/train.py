@@ -651,6 +651,8 @@ class Trainer(HostTrainer):
         self.input_size = tuple(state["input_size"])
         self.stage.load_running_state(state["losses"])
         logger.info(f"resumed exactly from {path} (epoch {self.start_epoch})")
+        if self.record is not None and "resumed" in self.record.data:
+            self.record.data["resumed"][-1]["exact"] = True  # for compare: as if it had never been stopped
         return checkpoint["model"]
 
     def _resume_state(self, path: Path, epoch: int) -> dict[str, Any] | None:
