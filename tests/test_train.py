@@ -148,6 +148,24 @@ def test_a_run_that_was_stopped_goes_on_exactly(straight, work, epoch, iteration
     assert kept[0] == kept[1] == ["epoch_2.json.gz", "epoch_3.json.gz", "epoch_4.json.gz"]
 
 
+def test_a_run_that_is_told_to_stop_twice_still_writes_its_record(work):
+    """A cluster tells all processes of a job, and the one that started them passes it on."""
+    with (work / "tiny.py").open("a") as file:
+        file.write("""
+    def preprocess(self, inputs, targets, tsize):
+        import os, signal
+        from yolox_loss_patch.record import RunRecord
+        def finish(record, *args, write=RunRecord.finish):
+            os.kill(os.getpid(), signal.SIGTERM)
+            write(record, *args)
+        RunRecord.finish = finish
+        os.kill(os.getpid(), signal.SIGTERM)
+        return super().preprocess(inputs, targets, tsize)
+""")
+    assert cli(work, *TRAIN, check=False).returncode == 130
+    assert record(run_folder(work))["status"] == "interrupted"
+
+
 def test_losses_with_a_memory_go_on_exactly_and_the_l1_term_starts_when_asked(work):
     """Their running means are no weights and stand in no checkpoint, yet a resumed run has them."""
     losses = (

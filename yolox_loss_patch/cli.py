@@ -21,6 +21,7 @@ from .knobs import nearest
 from .registry import COMMON, LOSSES, TERMS, stage_knobs
 
 _DEVICE = "auto (CUDA, else MPS, else CPU), cpu, cuda or mps"
+_PROFILE = "log the share of the loss stage in a step"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "train": (_train, "train an experiment; YOLOX's own flags, on any device"),
         "eval": (_eval, "COCO metrics of a checkpoint"),
         "compare": (_compare, "runs with several seeds: what differs, how sure the difference is, why"),
+        "sweep": (_sweep, "train every combination of settings and seeds, here or on Slurm, then compare"),
         "list": (_list, "the losses, their formulas and knobs"),
         "doctor": (_doctor, "what is installed, the experiment and its data, and what to do about each finding"),
         "verify": (_verify, "stock against kit on this machine and experiment; difference expected 0"),
@@ -57,11 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _host_parser(tool: str, words: list[str], **switches: str) -> argparse.Namespace:
+def _host_parser(tool: str, words: list[str], verb: str | None = None, **switches: str) -> argparse.Namespace:
     """YOLOX's own arguments of a tool, and the kit's: ``--device``, and switches by name with their help."""
     hosts.yolox()
     parser: argparse.ArgumentParser = importlib.import_module(f"yolox.tools.{tool}").make_parser()
-    parser.prog = f"yolox-loss {tool}"
+    parser.prog = f"yolox-loss {verb or tool}"
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help=_DEVICE)
     for name, text in switches.items():
         parser.add_argument(f"--{name}", action="store_true", help=text)
@@ -70,7 +72,7 @@ def _host_parser(tool: str, words: list[str], **switches: str) -> argparse.Names
 
 def _train(words: list[str]) -> None:
     # Before the import below, which needs YOLOX.
-    args = _host_parser("train", words, profile="log the share of the loss stage in a step")
+    args = _host_parser("train", words, profile=_PROFILE)
     from .train import run
 
     run(args)
@@ -81,6 +83,15 @@ def _eval(words: list[str]) -> None:
     from .train import evaluate
 
     evaluate(args)
+
+
+def _sweep(words: list[str]) -> None:
+    hosts.yolox()  # before the import below, which needs YOLOX
+    from .sweep import parser, sweep
+
+    options, rest = parser().parse_known_args(words)
+    args = _host_parser("train", rest, verb="sweep", profile=_PROFILE)
+    sweep(options, args, rest[: len(rest) - len(args.opts)])
 
 
 def _compare(words: list[str]) -> None:

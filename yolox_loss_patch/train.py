@@ -148,7 +148,7 @@ class Trainer(HostTrainer):
         self.args = args
         self.exit_on_error = exit_on_error
         self.losses = LossConfig.from_exp(exp)
-        _check_settings(exp, args)
+        check_settings(exp, args)
         self.max_epoch = exp.max_epoch
         self.eval_interval = exp.eval_interval
         self.is_distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
@@ -191,7 +191,8 @@ class Trainer(HostTrainer):
             KitError: what a user can mend; the record says ``failed``.
         """
         try:
-            self._train()
+            with _signals(self.rank == 0):
+                self._train()
         except Exception as error:
             if not self.exit_on_error:
                 raise
@@ -203,14 +204,13 @@ class Trainer(HostTrainer):
             self._open_record()
         sinks = self._open_log()
         try:
-            with _signals(self.rank == 0):
-                self.before_train()
-                for epoch in range(self.start_epoch, self.max_epoch):
-                    self.epoch = epoch
-                    self.before_epoch()
-                    self.train_in_iter()
-                    self.after_epoch()
-                self.after_train()
+            self.before_train()
+            for epoch in range(self.start_epoch, self.max_epoch):
+                self.epoch = epoch
+                self.before_epoch()
+                self.train_in_iter()
+                self.after_epoch()
+            self.after_train()
         except KeyboardInterrupt as stop:
             self._close_record("interrupted", str(stop) or "interrupted from the keyboard")
             logger.warning(f"Interrupted; go on with --resume. The run is in {self.folder}")
@@ -245,7 +245,7 @@ class Trainer(HostTrainer):
         if before and other and before.get("machine") == facts["machine"] and is_alive(before.get("pid")):
             raise RunError(f"Process {before['pid']} is training in {self.folder} right now; choose another -expn.")
         holds_weights = any(self.folder.glob("*_ckpt.pth"))
-        differences = _differences(before, facts) if before and holds_weights else []
+        differences = record_differences(before, facts) if before and holds_weights else []
         if self.args.resume:
             differences = [line for line in differences if not line.startswith("max_epoch:")]
         if differences:
@@ -651,6 +651,8 @@ class Trainer(HostTrainer):
         self.input_size = tuple(state["input_size"])
         self.stage.load_running_state(state["losses"])
         logger.info(f"resumed exactly from {path} (epoch {self.start_epoch})")
+        if self.record is not None and "resumed" in self.record.data:
+            self.record.data["resumed"][-1]["exact"] = True  # for compare: as if it had never been stopped
         return checkpoint["model"]
 
     def _resume_state(self, path: Path, epoch: int) -> dict[str, Any] | None:
@@ -690,7 +692,12 @@ def _is_terminal() -> bool:
     return bool(getattr(sys.stderr, "isatty", lambda: False)())
 
 
-def _check_settings(exp: Any, args: argparse.Namespace) -> None:
+def check_settings(exp: Any, args: argparse.Namespace) -> None:
+    """Refuse settings that YOLOX would stumble over in the middle of a run.
+
+    Raises:
+        ConfigError: the setting, its value and what is allowed.
+    """
     for key, low in (("max_epoch", 1), ("eval_interval", 1), ("print_interval", 1), ("no_aug_epochs", 0)):
         value = getattr(exp, key)
         if not isinstance(value, int) or value < low:
@@ -703,7 +710,7 @@ def _check_settings(exp: Any, args: argparse.Namespace) -> None:
         raise ConfigError(f"-b is at least 1; got {args.batch_size}.")
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def record_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What two records of one folder disagree in, as text."""
     lines = []
     pairs = [(before.get(part, {}), now[part]) for part in ("exp", "resolved_losses")]
@@ -733,6 +740,7 @@ def _signals(active: bool) -> Iterator[None]:
     """SIGTERM stops a run as Ctrl-C does, so that its record says so."""
 
     def stop(number: int, _: Any) -> None:
+        signal.signal(number, signal.SIG_IGN)  # told once more, it would not get to write its record
         raise KeyboardInterrupt(f"stopped by {signal.Signals(number).name}")
 
     try:
