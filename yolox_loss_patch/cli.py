@@ -7,7 +7,6 @@ an interruption.
 from __future__ import annotations
 
 import argparse
-import importlib
 import inspect
 import sys
 import traceback
@@ -61,13 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _host_parser(tool: str, words: list[str], verb: str | None = None, **switches: str) -> argparse.Namespace:
     """YOLOX's own arguments of a tool, and the kit's: ``--device``, and switches by name with their help."""
-    hosts.yolox()
-    parser: argparse.ArgumentParser = importlib.import_module(f"yolox.tools.{tool}").make_parser()
+    parser = hosts.parser(tool)
     parser.prog = f"yolox-loss {verb or tool}"
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help=_DEVICE)
     for name, text in switches.items():
         parser.add_argument(f"--{name}", action="store_true", help=text)
-    return parser.parse_args(words)
+    return hosts.arguments(parser.parse_args(words))
 
 
 def _train(words: list[str]) -> None:
