@@ -85,6 +85,16 @@ class LossExp:
             logger.error(str(error))
             raise SystemExit(1) from error
 
+    def get_data_loader(self, *args: Any, **kwargs: Any) -> Any:
+        """The base's loader; with ``--cache``, of cached images.
+
+        YOLOX main leaves it to its ``tools.train`` to make the cached data set, and stops here when nobody did.
+        """
+        cache = kwargs.get("cache_img")
+        if cache and getattr(self, "dataset", ...) is None:
+            self.dataset = self.get_dataset(cache=True, cache_type=cache)  # type: ignore[attr-defined]
+        return super().get_data_loader(*args, **kwargs)  # type: ignore[misc]
+
     def random_resize(self, data_loader: Any, epoch: int, rank: int, is_distributed: bool) -> Any:
         """The base's next multi-scale input size (height, width).
 
