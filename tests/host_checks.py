@@ -139,11 +139,54 @@ def _():
     exp = tiny()
     assert type(exp).__mro__[1] is (ylp.LossConfigMixin if BY_CLASS else ylp.LossExp)
     exp.loss_iou = "giou"
-    exp.loss_obj = dict(type="varifocal", alpha=0.5)
+    exp.loss_obj = dict(type="varifocal", alpha=0.5, target="hard")  # what a swapped module can have too
     model = exp.get_model()
     assert stage_of(model).config == ylp.LossConfig.from_exp(exp) != ylp.LossConfig()
     assert "giou" in repr(exp)
     return "config class" if BY_CLASS else "exp file"
+
+
+@check("element-wise losses of every term")
+def _():
+    """Each changes its own term and leaves the others stock's."""
+    head, inputs = make_head(use_l1=True), make_batch()
+    stock = run_head(head, inputs)[0]
+    for index, specs in enumerate(
+        ({"loss_iou": "ciou"}, {"loss_obj": "focal"}, {"loss_cls": "focal"}, {"loss_l1": "smooth_l1"}), start=1
+    ):
+        ylp.patch_model(head, specs)
+        ours = run_head(head, inputs)[0]
+        ylp.unpatch_model(head)
+        different = [place for place in range(1, 5) if not torch.equal(stock[place], ours[place])]
+        assert different == [index], specs
+
+
+@check("IoU targets, samplers, region losses, avg_factor")
+def _():
+    head, inputs = make_head(), make_batch()
+    sampler = dict(type="RandomSampler", num=64)
+    asked = [{"loss_obj": dict(type="bce", target="iou")}, {"loss_obj": dict(type="bce", sampler=sampler)},
+             {"loss_obj": "dice"}, {"loss_iou": dict(type="iou", avg_factor="num_gt")}]  # fmt: skip
+    stock, refused = run_head(head, inputs)[0], []
+    for specs in asked:
+        try:
+            ylp.patch_model(head, specs)
+        except ylp.ConfigError as error:
+            refused.append(error)
+            continue
+        assert not torch.equal(stock[0], run_head(head, inputs)[0][0])
+        ylp.unpatch_model(head)
+    assert len(refused) in (0, len(asked))
+    return "refused: its loss modules only are swapped" if refused else "yes"
+
+
+@check("the kit's fast label assignment")
+def _():
+    head = make_head()
+    ylp.patch_model(head, {"loss_assign": "fast"})
+    with mock.patch.object(head, "get_assignments", wraps=head.get_assignments) as own:
+        run_head(head, make_batch())
+    return "the host's own" if own.called else "yes"
 
 
 @check("strict overrides")

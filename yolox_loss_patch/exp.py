@@ -310,7 +310,9 @@ def load_exp(exp_file: str | None = None, name: str | None = None) -> Any:
     elif name is not None:
         stem = name.replace("-", "_")
         folder = Path(next(iter(importlib.import_module("yolox.exp.default").__path__)))
-        names = sorted(item.stem for item in folder.glob("*.py") if item.stem != "__init__")
+        # In a checkout the models stand in exps/default beside the package, and the import finds them there.
+        files = [*folder.glob("*.py"), *folder.parents[2].glob("exps/default/*.py")]
+        names = sorted({item.stem for item in files} - {"__init__"})
         if stem not in names:
             raise ConfigError(
                 f"YOLOX has no model {name!r}.{nearest(stem, names)} Choose one of: {', '.join(names)}, or give a file with -f."
