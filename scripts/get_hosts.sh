@@ -15,7 +15,7 @@ for requirement in pixeltable-yolox==0.4.3 yolox-datamint==0.3.1; do
     folder=$root/.hosts/${requirement%%==*}
     [ -f "$folder/.stamp" ] && [ "$(cat "$folder/.stamp")" = "$requirement" ] && continue
     echo "get_hosts: $requirement into $folder"
-    rm -rf "$folder"
+    rm -rf "$folder" "$folder.new"
     # Into a folder beside it first, so that one broken off is not taken for whole. Dependencies are the environment's.
     "$python" -m pip install -q --disable-pip-version-check --no-deps --target "$folder.new" "$requirement" || {
         rm -rf "$folder.new"

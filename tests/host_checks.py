@@ -4,8 +4,10 @@ A script, as one process can have one `yolox` only:  PYTHONPATH=.hosts/NAME pyth
 """
 
 import contextlib
+import io
 import json
 import os
+import pickle
 import runpy
 import sys
 import traceback
@@ -134,6 +136,24 @@ def _():
     assert_same(train(False), train(True))
 
 
+def of_fields():
+    """A config class may be a dataclass, as YoloxConfig is; it is pickled for the workers that YOLOX spawns."""
+    Path("fields.py").write_text(
+        "import dataclasses\nfrom yolox.config import YoloxConfig\nimport yolox_loss_patch as ylp\n\n\n"
+        "@dataclasses.dataclass\nclass Config(ylp.LossConfigMixin, YoloxConfig):\n"
+        '    name: str = "fields"\n    width: float = 0.25\n    loss_iou: str = "ciou"\n'
+    )
+    config = pickle.loads(pickle.dumps(load_exp(name="fields:Config")))
+    assert "loss_iou='ciou'" in repr(config)
+    config.update({"loss_iou.type": "giou"})
+    assert stage_of(config.get_model()).config == ylp.LossConfig(loss_iou="giou")
+    config.deterministic, config.input_size = True, (64, 96)
+    assert config.random_resize(None, 0, 0, False) == (64, 96)
+    config.loss_iou = "ciuo"
+    with pytest.raises(ylp.ConfigError, match="Did you mean 'ciou'"):
+        config.validate()
+
+
 @check("losses in the experiment")
 def _():
     exp = tiny()
@@ -143,6 +163,8 @@ def _():
     model = exp.get_model()
     assert stage_of(model).config == ylp.LossConfig.from_exp(exp) != ylp.LossConfig()
     assert "giou" in repr(exp)
+    if BY_CLASS:
+        of_fields()
     return "config class" if BY_CLASS else "exp file"
 
 
@@ -210,6 +232,31 @@ def _():
         else:
             raise AssertionError(f"{wrong} was taken")
     return "-D key=value" if BY_CLASS else "key value"
+
+
+@check("a mistake is an exit status and a message")
+def _():
+    if BY_CLASS:
+        mistakes = [
+            (["-c", "yolox_nan"], "Did you mean 'yolox_nano'"),
+            (["-c", "my_confi:Config"], "There is no module 'my_confi'"),
+            (["-c", "my_config:Confi"], "Did you mean 'Config'"),
+            (["-c", "broken:Config"], "cannot be loaded: ZeroDivisionError"),
+            (["-c", "my_config:Config", "-D", "loss_iou"], "KEY=VALUE"),
+            ([], "-c module:Class"),
+        ]
+    else:
+        mistakes = [
+            (["-n", "yolox-nan"], "Did you mean 'yolox_nano'"),
+            (["-f", "tinyy.py"], "no experiment file 'tinyy.py'"),
+            (["-f", "broken.py"], "cannot be loaded: ZeroDivisionError"),
+            ([], "an experiment file with -f"),
+        ]
+    Path("broken.py").write_text("1 / 0\n")
+    for flags, message in mistakes:
+        with contextlib.redirect_stderr(io.StringIO()) as text:
+            assert main(["train", *flags]) == 2
+        assert message in text.getvalue(), text.getvalue()
 
 
 @check("trains on a CPU")

@@ -14,7 +14,7 @@ from yolox.models import YOLOXHead, yolo_head
 
 import yolox_loss_patch as ylp
 from yolox_loss_patch import fork, hosts
-from yolox_loss_patch.errors import HostError
+from yolox_loss_patch.errors import HostError, NonFiniteError
 from yolox_loss_patch.losses.boxes import overlap
 from yolox_loss_patch.patch import stage_of
 
@@ -190,6 +190,15 @@ def test_a_call_too_many_or_too_few_is_an_error(head_of):
     head.times = 0
     with pytest.raises(HostError, match=r"ended without the call of self\.bcewithlog_loss for the cls term"):
         run_head(head, inputs)
+
+
+def test_predictions_that_are_not_finite_are_named(head_of):
+    head = head_of(BRANCH[HEAD])
+    ylp.patch_model(head, {"loss_iou": "ciou"})
+    with torch.no_grad():
+        head.cls_preds[0].bias[1] = float("nan")
+    with pytest.raises(NonFiniteError, match=r"^cls"):
+        run_head(head, make_batch())
 
 
 def _indented(text):

@@ -151,6 +151,7 @@ class LossConfigMixin(LossExp):
 
     @exp_name.setter
     def exp_name(self, name: str) -> None:
+        """Name the run."""
         self.name = name
 
     def update(self, opts: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ from .catalogue import ROWS
 from .config import LossConfig
 from .errors import ConfigError, HostError
 from .losses.boxes import overlap, upcast
-from .stage import LossStage
+from .stage import LossStage, non_finite
 
 # Term -> the module that the head computes it with, and the name of its predictions in the known hosts; in the order of
 # the calls. The place of the L1 term is not looked at: its module serves no other.
@@ -53,9 +53,9 @@ def first_difference(function: Callable[..., Any]) -> str | None:
     for name in ("imgs", "outputs"):
         if name not in parameters:
             return f"it has no parameter {name!r}"
-    known = [name for name, _ in CALLS.values()]
-    found = [(*_place(node), node) for node in ast.walk(tree) if isinstance(node, ast.Call) and _module(node) in known]
-    calls = [node for *_, node in sorted(found, key=lambda call: call[:2])]
+    known = {name for name, _ in CALLS.values()}
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and _module(node) in known]
+    calls.sort(key=lambda node: (node.lineno, node.col_offset))
     for number, (term, (module, preds)) in enumerate(CALLS.items()):
         wanted = f"where YOLOX calls self.{module} for the {term} term"
         if number == len(calls):
@@ -76,15 +76,16 @@ def first_difference(function: Callable[..., Any]) -> str | None:
     return None
 
 
-def _place(node: ast.Call) -> tuple[int, int]:
-    return node.lineno, node.col_offset
-
-
 def _module(node: ast.Call) -> str | None:
     """``name`` of a call ``self.name(...)``."""
-    function = node.func
-    is_own = isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name) and function.value.id == "self"
-    return function.attr if is_own else None  # type: ignore[attr-defined]
+    match node.func:
+        case ast.Attribute(value=ast.Name(id="self"), attr=name):
+            return name
+    return None
+
+
+# What the settings of a term have to be when only its module is swapped.
+_POSSIBLE = {"target": "hard", "sampler": None, "avg_factor": "num_fg", "reduction": "mean"}
 
 
 def check(function: Callable[..., Any], config: LossConfig) -> None:
@@ -115,10 +116,6 @@ def check(function: Callable[..., Any], config: LossConfig) -> None:
     if "l1" in asked and "self.l1_loss(" not in inspect.getsource(function):
         raise ConfigError(f"loss_l1 cannot be set here: {where} is a fork's own and never calls self.l1_loss.")
     _tell(where)
-
-
-# What the settings of a term have to be when only its module is swapped.
-_POSSIBLE = {"target": "hard", "sampler": None, "avg_factor": "num_fg", "reduction": "mean"}
 
 
 @functools.cache
@@ -155,6 +152,11 @@ class ForkStage(LossStage):
         head.__dict__.update(calls.modules)
         try:
             result = self.original(head, *args, **kwargs)
+        except (RuntimeError, IndexError) as error:
+            bad = non_finite(inputs["outputs"])
+            if bad is None:
+                raise
+            raise bad from error
         finally:
             for name in calls.modules:
                 del head.__dict__[name]

@@ -65,6 +65,16 @@ def _split(outputs: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return parts
 
 
+def non_finite(outputs: Tensor) -> NonFiniteError | None:
+    """The error that names the terms whose predictions are not finite, None when all are.
+
+    The label assignment is the first to stumble over NaN, in words that say nothing of it.
+    """
+    terms = {"iou": outputs[..., :4], "obj": outputs[..., 4:5], "cls": outputs[..., 5:]}
+    bad = [f"{term} (its predictions)" for term, pred in terms.items() if not torch.isfinite(pred).all()]
+    return NonFiniteError(", ".join(bad)) if bad else None
+
+
 class ElementWeights:
     """An experiment's ``loss_weights`` method. It belongs to the experiment: a copy of the model (EMA) shares it."""
 
@@ -186,12 +196,10 @@ class LossStage:
         try:
             found = host_assign(head, imgs=imgs, **scene) if rule is None else fast_assign(rule=rule, **scene)
         except (RuntimeError, IndexError) as error:
-            # The assignment is the first to stumble over NaN, in words that say nothing of it.
-            terms = {"iou": bbox_preds, "obj": obj_preds, "cls": cls_preds}
-            bad = [f"{term} (its predictions)" for term, pred in terms.items() if not torch.isfinite(pred).all()]
-            if bad:
-                raise NonFiniteError(", ".join(bad)) from error
-            raise
+            bad = non_finite(outputs)
+            if bad is None:
+                raise
+            raise bad from error
         rows = found.fg_mask.nonzero().squeeze(1)
         num_fg = max(found.num_fg, 1)
         if self.l1_start is not None and not self.l1_is_scheduled:
