@@ -188,7 +188,7 @@ def _():
     head, inputs = make_head(), make_batch()
     sampler = dict(type="RandomSampler", num=64)
     asked = [{"loss_obj": dict(type="bce", target="iou")}, {"loss_obj": dict(type="bce", sampler=sampler)},
-             {"loss_obj": "dice"}, {"loss_iou": dict(type="iou", avg_factor="num_gt")}]  # fmt: skip
+             {"loss_obj": "dice"}, {"loss_iou": dict(type="iou", avg_factor="batch")}]  # fmt: skip
     stock, refused = run_head(head, inputs)[0], []
     for specs in asked:
         try:

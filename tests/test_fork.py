@@ -264,6 +264,22 @@ class LinearIoU(nn.Module):
         return 1 - overlap(pred, target).iou
 
 
+def test_a_term_left_at_its_default_keeps_the_forks_own_module(head_of):
+    """A module, or a function on the instance; it is there after the call as before."""
+    head = head_of(BRANCH[HEAD])
+    inputs = make_batch()
+    for own in (LinearIoU(), LinearIoU().forward):
+        del head.iou_loss
+        head.iou_loss = own
+        stock = run_head(head, inputs)[0]
+        ylp.patch_model(head, {"loss_obj": "focal"})
+        ours = run_head(head, inputs)[0]
+        assert [same(a, b) for a, b in zip(stock, ours, strict=True)] == [False, True, False, True, True, True]
+        assert head.iou_loss is own or head.iou_loss == own
+        ylp.unpatch_model(head)
+        assert same(run_head(head, inputs)[0][0], stock[0])
+
+
 @pytest.mark.parametrize("patch", [ylp.patch_model, lambda head, specs=None: ylp.apply(**(specs or {}))])
 def test_a_forks_own_loss_module_stays_until_another_is_asked_for(head_of, log, patch):
     """With YOLOX's get_losses: everything works, and a term left at its default is the fork's."""

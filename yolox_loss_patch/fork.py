@@ -200,7 +200,7 @@ class _Calls:
         if term == "iou":
             self.num_fg = pred.shape[0]
         shape = {"iou": (self.num_fg, 4), "obj": (self.anchors, 1), "cls": (self.num_fg, self.num_classes)}[term]
-        if tuple(pred.shape) != shape or tuple(target.shape) != shape:
+        if not tuple(pred.shape) == tuple(target.shape) == shape:
             self._stop(
                 f"call {number} of a loss module, self.{module} for the {term} term, is of {tuple(pred.shape)} against "
                 f"{tuple(target.shape)}, where YOLOX's is of {shape} with {self.num_fg} foreground anchors of "
