@@ -71,3 +71,7 @@ def test_a_host_is_told_by_its_code_not_by_its_version(tmp_path):
     code = "from yolox_loss_patch import hosts; print(hosts.describe()['name'], hosts.assignment_rule(hosts.head_class()))"
     done = cli(tmp_path, "-c", code, python=(), PYTHONPATH=os.pathsep.join([str(fork), str(ROOT)]))
     assert done.stdout.strip() == "yolox 0.3.0 (PyPI), with a label assignment of its own None"
+
+
+def test_the_readme_has_the_table():
+    assert hosts_table.markdown(hosts_table.read()) in (ROOT / "README.md").read_text()
