@@ -165,7 +165,8 @@ def _experiment_parser(verb: str, description: str | None) -> argparse.ArgumentP
     """The flags that name an experiment, as YOLOX spells them, without asking YOLOX, which may be missing."""
     parser = argparse.ArgumentParser(prog=f"yolox-loss {verb}", description=description)
     parser.add_argument("-f", "--exp_file", metavar="EXP_FILE", help="an experiment file")
-    parser.add_argument("-n", "--name", help="one of YOLOX's models, such as yolox-s")
+    names = ("-n", "--name", "-c", "--config")  # the latter two are pixeltable-yolox's, where it may be module:Class
+    parser.add_argument(*names, dest="name", help="one of YOLOX's models, such as yolox-s")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the experiment")
     return parser
 
