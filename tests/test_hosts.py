@@ -40,7 +40,7 @@ def test_what_works_on_a_host_is_what_the_table_says(host, tmp_path, digits, req
     assert_as_in_the_table(host, folder, tmp_path, digits)
 
 
-@pytest.mark.parametrize("fork,edits", zip(hosts_table.FORKS, (forks.BACKBONE, forks.BRANCH), strict=True))
+@pytest.mark.parametrize("fork,edits", list(zip(hosts_table.FORKS, (forks.BACKBONE, forks.BRANCH), strict=True)))
 def test_what_works_on_a_fork_is_what_the_table_says(fork, edits, tmp_path, digits):
     assert_as_in_the_table(fork, forks.make(tmp_path / "fork", edits), tmp_path / "run", digits)
 
