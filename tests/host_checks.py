@@ -257,6 +257,10 @@ def _():
         with contextlib.redirect_stderr(io.StringIO()) as text:
             assert main(["train", *flags]) == 2
         assert message in text.getvalue(), text.getvalue()
+    if BY_CLASS:
+        with contextlib.redirect_stderr(io.StringIO()) as text:
+            assert main(["sweep", "-c", "my_config:Config", "--set", "loss_iou=iou,ciou"]) == 2
+        assert "experiment files" in text.getvalue()
 
 
 @check("trains on a CPU")

@@ -15,7 +15,7 @@ from typing import Any
 
 from . import hosts
 from .catalogue import Loss
-from .errors import ConfigError, KitError
+from .errors import ConfigError, HostError, KitError
 from .knobs import nearest
 from .registry import COMMON, LOSSES, TERMS, stage_knobs
 
@@ -84,8 +84,12 @@ def _eval(words: list[str]) -> None:
 
 
 def _sweep(words: list[str]) -> None:
-    hosts.yolox()  # before the import below, which needs YOLOX
-    from .sweep import parser, sweep
+    if hosts.has_config_classes():
+        raise HostError(
+            "sweep is for a YOLOX with experiment files. With config classes train each run by itself, yolox-loss train -c "
+            "module:Class -n NAME -D loss_iou=ciou -D seed=0, then compare them."
+        )
+    from .sweep import parser, sweep  # after the line above, which says it when there is no YOLOX
 
     options, rest = parser().parse_known_args(words)
     args = _host_parser("train", rest, verb="sweep", profile=_PROFILE)
