@@ -2,7 +2,7 @@
 # Make the environment .venv in the project's folder: pinned versions of torch and the rest, yolox 0.3.0, this kit.
 #
 #   scripts/setup.sh            what training needs
-#   scripts/setup.sh --test     and what the tests need
+#   scripts/setup.sh --test     and what the tests need, other hosts (.hosts) among it
 #   PYTHON=/path/to/python3.12 scripts/setup.sh
 #
 # Needs Python 3.10-3.13 with its headers and a C++ compiler. A second call sees that all is there and does nothing.
@@ -147,4 +147,7 @@ if [ "$with_test" = yes ] && ! is_stamped .stamp-test "$wanted_test"; then
     say "installing the test tools"
     pip_install -r "$root/requirements-test.txt"
     printf '%s\n' "$wanted_test" >"$venv/.stamp-test"
+fi
+if [ "$with_test" = yes ]; then
+    PYTHON=$python "$root/scripts/get_hosts.sh" || say "the tests of the hosts that are missing will be skipped"
 fi

@@ -2,7 +2,7 @@
 
 from .config import LossConfig
 from .errors import ConfigError
-from .exp import LossExp
+from .exp import LossConfigMixin, LossExp
 from .patch import apply, is_applied, patch_model, patched, revert, unpatch_model
 from .registry import LOSSES, available_losses, build_loss, register_loss
 
@@ -10,6 +10,7 @@ __all__ = [
     "LOSSES",
     "ConfigError",
     "LossConfig",
+    "LossConfigMixin",
     "LossExp",
     "apply",
     "available_losses",

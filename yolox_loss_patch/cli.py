@@ -7,7 +7,6 @@ an interruption.
 from __future__ import annotations
 
 import argparse
-import importlib
 import inspect
 import sys
 import traceback
@@ -16,7 +15,7 @@ from typing import Any
 
 from . import hosts
 from .catalogue import Loss
-from .errors import ConfigError, KitError
+from .errors import ConfigError, HostError, KitError
 from .knobs import nearest
 from .registry import COMMON, LOSSES, TERMS, stage_knobs
 
@@ -61,13 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _host_parser(tool: str, words: list[str], verb: str | None = None, **switches: str) -> argparse.Namespace:
     """YOLOX's own arguments of a tool, and the kit's: ``--device``, and switches by name with their help."""
-    hosts.yolox()
-    parser: argparse.ArgumentParser = importlib.import_module(f"yolox.tools.{tool}").make_parser()
+    parser = hosts.parser(tool)
     parser.prog = f"yolox-loss {verb or tool}"
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help=_DEVICE)
     for name, text in switches.items():
         parser.add_argument(f"--{name}", action="store_true", help=text)
-    return parser.parse_args(words)
+    return hosts.arguments(parser.parse_args(words))
 
 
 def _train(words: list[str]) -> None:
@@ -86,8 +84,12 @@ def _eval(words: list[str]) -> None:
 
 
 def _sweep(words: list[str]) -> None:
-    hosts.yolox()  # before the import below, which needs YOLOX
-    from .sweep import parser, sweep
+    if hosts.has_config_classes():
+        raise HostError(
+            "sweep is for a YOLOX with experiment files. With config classes train each run by itself, yolox-loss train -c "
+            "module:Class -n NAME -D loss_iou=ciou -D seed=0, then compare them."
+        )
+    from .sweep import parser, sweep  # after the line above, which says it when there is no YOLOX
 
     options, rest = parser().parse_known_args(words)
     args = _host_parser("train", rest, verb="sweep", profile=_PROFILE)
@@ -167,7 +169,8 @@ def _experiment_parser(verb: str, description: str | None) -> argparse.ArgumentP
     """The flags that name an experiment, as YOLOX spells them, without asking YOLOX, which may be missing."""
     parser = argparse.ArgumentParser(prog=f"yolox-loss {verb}", description=description)
     parser.add_argument("-f", "--exp_file", metavar="EXP_FILE", help="an experiment file")
-    parser.add_argument("-n", "--name", help="one of YOLOX's models, such as yolox-s")
+    names = ("-n", "--name", "-c", "--config")  # the latter two are pixeltable-yolox's, where it may be module:Class
+    parser.add_argument(*names, dest="name", help="one of YOLOX's models, such as yolox-s")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the experiment")
     return parser
 

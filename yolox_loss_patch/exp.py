@@ -9,7 +9,7 @@ import importlib.util
 import random
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,8 @@ class LossExp:
     loss_l1: Any = "l1"
     loss_assign: str = "auto"
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         # Into the instance, because YOLOX prints and overrides what stands there; a subclass may have set them already.
         for key in _SETTINGS:
             setattr(self, key, getattr(self, key))
@@ -74,17 +74,26 @@ class LossExp:
     def get_trainer(self, args: Any) -> Any:
         """The kit's trainer, which runs on any device; a trainer of the base's own is left in its place."""
         inherited = getattr(super(), "get_trainer", None)
-        exp_class = importlib.import_module("yolox.exp").Exp
-        if inherited is not None and inherited.__func__ is not getattr(exp_class, "get_trainer", None):
+        if inherited is not None and inherited.__func__ is not getattr(hosts.exp_class(), "get_trainer", None):
             return inherited(args)
         from .train import Trainer
 
         # YOLOX's own main logs every Exception and exits with 0.
         try:
-            return Trainer(self, args, exit_on_error=True)
+            return Trainer(self, hosts.arguments(args), exit_on_error=True)
         except KitError as error:
             logger.error(str(error))
             raise SystemExit(1) from error
+
+    def get_data_loader(self, *args: Any, **kwargs: Any) -> Any:
+        """The base's loader; with ``--cache``, of cached images.
+
+        YOLOX main leaves it to its ``tools.train`` to make the cached data set, and stops here when nobody did.
+        """
+        cache = kwargs.get("cache_img")
+        if cache and getattr(self, "dataset", ...) is None:
+            self.dataset = self.get_dataset(cache=True, cache_type=cache)  # type: ignore[attr-defined]
+        return super().get_data_loader(*args, **kwargs)  # type: ignore[misc]
 
     def random_resize(self, data_loader: Any, epoch: int, rank: int, is_distributed: bool) -> Any:
         """The base's next multi-scale input size (height, width).
@@ -92,12 +101,12 @@ class LossExp:
         YOLOX's own draws it into a CUDA tensor; this draws the same sizes without one.
         """
         inherited = super().random_resize  # type: ignore[misc]
-        if inherited.__func__ is not importlib.import_module("yolox.exp").Exp.random_resize:
+        if inherited.__func__ is not hosts.exp_class().random_resize:
             return inherited(data_loader, epoch, rank, is_distributed)
         size = [0, 0]
         if rank == 0:
             height, width = self.input_size  # type: ignore[attr-defined]
-            if not hasattr(self, "random_size"):
+            if getattr(self, "random_size", None) is None:
                 span = self.multiscale_range  # type: ignore[attr-defined]
                 self.random_size = (int(height / 32) - span, int(height / 32) + span)
             step = random.randint(*self.random_size)
@@ -118,6 +127,55 @@ class LossExp:
             ConfigError: an odd list, an unknown key, a value of the wrong type, a loss that cannot be.
         """
         merge(self, cfg_list)
+
+
+class LossConfigMixin(LossExp):
+    """Mix-in for the config classes of pixeltable-yolox: ``class Config(LossConfigMixin, YoloxS)``.
+
+    The losses are fields beside YOLOX's own, set in ``__init__`` or, in a class under ``@dataclass``, as fields, and
+    overridden as those are: ``yolox train -c module:Config -D loss_iou=ciou -D loss_obj.gamma=1.5``. All that `LossExp`
+    says holds here.
+    """
+
+    name: str
+
+    def __repr__(self) -> str:
+        """The host's, which shows the fields of YOLOX only, with the losses."""
+        losses = ", ".join(f"{key}={getattr(self, key)!r}" for key in _SETTINGS)
+        return f"{super().__repr__().removesuffix(')')}, {losses})"
+
+    @property
+    def exp_name(self) -> str:
+        """The run's name as YOLOX's exp files call it; here it is ``name``."""
+        return self.name
+
+    @exp_name.setter
+    def exp_name(self, name: str) -> None:
+        """Name the run."""
+        self.name = name
+
+    def update(self, opts: Mapping[str, Any]) -> None:
+        """Overrides from the command line, ``{"loss_iou": "ciou", "max_epoch": "50"}``, as strict as `LossExp.merge`.
+
+        Raises:
+            ConfigError: an unknown key, a value of the wrong type, a loss that cannot be.
+        """
+        merge(self, [word for pair in opts.items() for word in pair])
+
+    def validate(self) -> None:
+        """The host's checks, and the losses.
+
+        Raises:
+            ConfigError: a loss that cannot be.
+        """
+        super().validate()  # type: ignore[misc]
+        LossConfig.from_exp(self)
+
+    def random_resize(self, data_loader: Any, epoch: int, rank: int, is_distributed: bool) -> Any:
+        """As `LossExp.random_resize`; with ``deterministic`` set the size stays, as in the host's trainer."""
+        if self.deterministic:  # type: ignore[attr-defined]
+            return self.input_size  # type: ignore[attr-defined]
+        return super().random_resize(data_loader, epoch, rank, is_distributed)
 
 
 def merge(exp: Any, cfg_list: Sequence[Any]) -> None:
@@ -227,11 +285,19 @@ def load_exp(exp_file: str | None = None, name: str | None = None) -> Any:
     YOLOX's own loader imports the file by its bare name, so that two files of one name in two folders are one module,
     and answers every mistake in the file with "doesn't contains class named 'Exp'".
 
+    On pixeltable-yolox, which has no experiment files, ``name`` is a model or ``module:Class``.
+
     Raises:
         ConfigError: no such file or name, no class ``Exp`` in it, an error while it is made.
     """
-    hosts.yolox()
-    if exp_file is not None:
+    if hosts.has_config_classes():
+        if exp_file is not None:
+            raise ConfigError(
+                f"This YOLOX has no experiment files, so {exp_file!r} cannot be one. Write a config class, class "
+                "Config(LossConfigMixin, YoloxS), and name it as module:Class."
+            )
+        exp = _load_config(name)
+    elif exp_file is not None:
         path = Path(exp_file)
         if not path.is_file():
             raise ConfigError(f"There is no experiment file {exp_file!r} (looked in {Path.cwd()}).")
@@ -245,7 +311,9 @@ def load_exp(exp_file: str | None = None, name: str | None = None) -> Any:
     elif name is not None:
         stem = name.replace("-", "_")
         folder = Path(next(iter(importlib.import_module("yolox.exp.default").__path__)))
-        names = sorted(item.stem for item in folder.glob("*.py") if item.stem != "__init__")
+        # In a checkout the models stand in exps/default beside the package, and the import finds them there.
+        files = [*folder.glob("*.py"), *folder.parents[2].glob("exps/default/*.py")]
+        names = sorted({item.stem for item in files} - {"__init__"})
         if stem not in names:
             raise ConfigError(
                 f"YOLOX has no model {name!r}.{nearest(stem, names)} Choose one of: {', '.join(names)}, or give a file with -f."
@@ -258,11 +326,52 @@ def load_exp(exp_file: str | None = None, name: str | None = None) -> Any:
     return exp
 
 
+def _load_config(name: str | None) -> Any:
+    """A config of pixeltable-yolox by the name of a model or as ``module:Class``."""
+    if name is None:
+        raise ConfigError("Say what to train: a config class with -c module:Class, or one of YOLOX's models with -c.")
+    base = hosts.exp_class()
+    module_name, colon, class_name = name.partition(":")
+    if not colon:
+        config = base.get_named_config(name)
+        if config is None:
+            models = [cls for cls in vars(importlib.import_module(base.__module__)).values() if _is_below(cls, base)]
+            names = [model().name for model in models if model is not base]
+            raise ConfigError(
+                f"YOLOX has no model {name!r}.{nearest(name.replace('-', '_'), names)} Choose one of: {', '.join(names)}, or "
+                "name a config class as module:Class."
+            )
+        return config
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as for `python -m`; a console script has its own folder there
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise _broken(name, error) from error
+        raise ConfigError(f"There is no module {error.name!r} (looked in {Path.cwd()} and on the Python path).") from error
+    except Exception as error:
+        raise _broken(name, error) from error
+    cls = getattr(module, class_name, None)
+    if not _is_below(cls, base):
+        classes = [key for key, value in vars(module).items() if _is_below(value, base)]
+        raise ConfigError(
+            f"{module_name} has no config class {class_name!r}, a subclass of {base.__name__}.{nearest(class_name, classes)} "
+            f"It has: {', '.join(classes) or 'none'}."
+        )
+    return _make(cls, name)
+
+
+def _is_below(value: Any, base: type[Any]) -> bool:
+    return isinstance(value, type) and issubclass(value, base)
+
+
 def adapt(exp: Any) -> Any:
     """Make an experiment whose class is not a `LossExp` into one, in place; returns it."""
     if not isinstance(exp, LossExp):
         cls = type(exp)
-        exp.__class__ = type(cls.__name__, (LossExp, cls), {"__module__": cls.__module__, "__doc__": cls.__doc__})
+        mixin = LossConfigMixin if hosts.has_config_classes() else LossExp
+        exp.__class__ = type(cls.__name__, (mixin, cls), {"__module__": cls.__module__, "__doc__": cls.__doc__})
         for key in _SETTINGS:
             setattr(exp, key, getattr(exp, key))
     return exp

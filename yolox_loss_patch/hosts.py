@@ -5,9 +5,11 @@ A host is recognised by its code: PyPI's yolox and git main both call themselves
 
 from __future__ import annotations
 
+import argparse
 import functools
 import hashlib
 import importlib
+import importlib.util
 import inspect
 import io
 import os
@@ -16,8 +18,10 @@ import tokenize
 from collections.abc import Callable
 from typing import Any
 
+from torch import nn
+
 from .assign import RULE_0_3_0, RULE_MAIN, Rule
-from .errors import HostError
+from .errors import ConfigError, HostError
 
 INSTALL = (
     "Install it after torch with:  pip install --no-deps --no-build-isolation yolox==0.3.0  (it needs a C++ compiler), "
@@ -25,7 +29,7 @@ INSTALL = (
 )
 
 
-def fingerprint(function: Callable[..., Any]) -> str:
+def fingerprint(function: Any) -> str:
     """Sixteen hex digits of a function's code, whatever its comments and layout; empty when there is no source."""
     try:
         source = textwrap.dedent(inspect.getsource(inspect.unwrap(function)))
@@ -37,11 +41,27 @@ def fingerprint(function: Callable[..., Any]) -> str:
     return hashlib.sha256(code.encode()).hexdigest()[:16]
 
 
-# The loss stages that the kit is proven to equal, by the fingerprint of `YOLOXHead.get_losses`.
+# The hosts that the kit is proven to equal, by the fingerprint of `YOLOXHead.get_losses` ...
 KNOWN_GET_LOSSES = {
     "4e6eea5e2a5a6870": "yolox 0.3.0 (PyPI)",
     "85f0ec4aafa24aa3": "yolox main",
 }
+# ... and the assigners whose rule it knows, by the fingerprint of all their code.
+KNOWN_RULES = {
+    "fe498915c0b889f7": RULE_0_3_0,
+    "d70fbdd2304e1b4c": RULE_MAIN,
+    "70e6089985da6ad1": RULE_MAIN,  # pixeltable-yolox: no candidate at all is no error there
+}
+# Hosts whose loss stage is another's to the letter: the name by the assigner.
+_NAMED_BY_RULE = {"70e6089985da6ad1": "pixeltable-yolox"}
+_ASSIGNMENT = (
+    "get_assignments",
+    "get_in_boxes_info",
+    "dynamic_k_matching",
+    "get_geometry_constraint",
+    "simota_matching",
+)
+_IOU_LOSS = "8e3896fe80ed145a"  # `IOUloss.forward`, the same in all of them
 
 
 def yolox() -> Any:
@@ -55,7 +75,10 @@ def yolox() -> Any:
         importlib.import_module("yolox.models")
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] == "yolox":
-            raise HostError(f"YOLOX is not installed ({error}). {INSTALL}") from error
+            here = ""
+            if os.path.isfile(os.path.join("yolox", "__init__.py")):
+                here = " The folder yolox here is found when the kit is called as:  python -m yolox_loss_patch"
+            raise HostError(f"YOLOX is not installed ({error}). {INSTALL}{here}") from error
         raise HostError(
             f"YOLOX is installed but {error.name!r}, which it imports, is not. Install it with: pip install {error.name}"
         ) from error
@@ -64,58 +87,132 @@ def yolox() -> Any:
     return package
 
 
+def _its(module: str, *names: str) -> Any:
+    """What the host calls by one of these names; pixeltable-yolox writes `YoloxHead` where others write `YOLOXHead`."""
+    yolox()
+    holder = importlib.import_module(f"yolox.{module}")
+    for name in names:
+        if hasattr(holder, name):
+            return getattr(holder, name)
+    raise HostError(f"The YOLOX in {_folder()} has no {' or '.join(names)} in yolox.{module}; the kit does not know it.")
+
+
+def _folder() -> str:
+    return str(next(iter(yolox().__path__)))
+
+
 def head_class() -> type[Any]:
     """The host's ``YOLOXHead``."""
+    cls: type[Any] = _its("models", "YOLOXHead", "YoloxHead")
+    return cls
+
+
+def has_config_classes() -> bool:
+    """Whether experiments are classes of ``yolox.config`` (pixeltable-yolox) and not files with a class ``Exp``."""
     yolox()
-    return importlib.import_module("yolox.models").YOLOXHead
+    return importlib.util.find_spec("yolox.exp") is None and importlib.util.find_spec("yolox.config") is not None
 
 
-def check_get_losses(function: Callable[..., Any]) -> str:
-    """The name of the host whose loss stage this function is.
+def exp_class() -> type[Any]:
+    """The base class of the host's experiments: ``yolox.exp.Exp`` or ``yolox.config.YoloxConfig``."""
+    cls: type[Any] = _its("config", "YoloxConfig") if has_config_classes() else _its("exp", "Exp")
+    return cls
+
+
+def parser(tool: str) -> argparse.ArgumentParser:
+    """The command line of the host's ``train`` or ``eval``.
 
     Raises:
-        HostError: the function is not one that the kit is proven to equal.
+        HostError: it comes without that tool.
     """
-    print_ = fingerprint(function)
-    if print_ not in KNOWN_GET_LOSSES:
+    yolox()
+    module = f"yolox.{'cli' if has_config_classes() else 'tools'}.{tool}"
+    try:
+        made: argparse.ArgumentParser = importlib.import_module(module).make_parser()
+    except ModuleNotFoundError as error:
+        if error.name not in (module, module.rpartition(".")[0]):
+            raise
         raise HostError(
-            f"The kit does not know this YOLOX: {function.__module__}.{function.__qualname__} has fingerprint "
-            f"{print_ or 'none (no source)'}, and the known ones are {', '.join(KNOWN_GET_LOSSES.values())}. Its "
-            "get_losses was edited or patched by somebody else, so taking its place would drop that change. Train this "
-            f"fork with its own losses, or use a YOLOX that is known. {INSTALL}"
-        )
-    return KNOWN_GET_LOSSES[print_]
+            f"The YOLOX in {_folder()} comes without {module}, whose flags these are. Keep YOLOX's folder tools/ beside "
+            "the folder yolox/, or call the trainer from your own script: exp.get_trainer(args).train()."
+        ) from error
+    return made
 
 
-# The assigners whose rule the kit knows, by the fingerprint of all their code.
-KNOWN_RULES = {"fe498915c0b889f7": RULE_0_3_0, "d70fbdd2304e1b4c": RULE_MAIN}
-_ASSIGNMENT = (
-    "get_assignments",
-    "get_in_boxes_info",
-    "dynamic_k_matching",
-    "get_geometry_constraint",
-    "simota_matching",
-)
+def arguments(args: argparse.Namespace) -> argparse.Namespace:
+    """Parsed flags of the host's ``train`` or ``eval`` by the names of YOLOX's own.
+
+    pixeltable-yolox has ``config``, ``name`` and ``D`` (``key=value``) for ``name``, ``experiment_name`` and ``opts``.
+
+    Raises:
+        ConfigError: a ``-D`` without ``=``.
+    """
+    if not hasattr(args, "config"):
+        return args
+    values = vars(args).copy()
+    words = values.pop("D") or []
+    for word in words:
+        if "=" not in word:
+            raise ConfigError(f"-D takes KEY=VALUE, as in -D loss_iou=ciou; got {word!r}.")
+    values.update(exp_file=None, experiment_name=args.name, name=values.pop("config"))
+    return argparse.Namespace(**values, opts=[part for word in words for part in word.split("=", 1)])
+
+
+def known_get_losses(function: Callable[..., Any]) -> str | None:
+    """The name of the host whose loss stage this function is, None when it is not one that the kit knows."""
+    return KNOWN_GET_LOSSES.get(fingerprint(function))
+
+
+def edited_modules(head: Any) -> dict[str, str]:
+    """Term -> what stands in the place of YOLOX's own loss module, for the terms of this head where something does."""
+    found = {}
+    iou, bce, l1 = (getattr(head, name, None) for name in ("iou_loss", "bcewithlog_loss", "l1_loss"))
+    is_stock = getattr(iou, "loss_type", "") == "iou" and getattr(iou, "reduction", "") == "none"
+    if not is_stock or fingerprint(getattr(type(iou), "forward", None)) != _IOU_LOSS:
+        found["iou"] = _what(iou)
+    weights = [getattr(bce, name, None) for name in ("weight", "pos_weight")]
+    if type(bce) is not nn.BCEWithLogitsLoss or bce.reduction != "none" or weights != [None, None]:
+        found["obj"] = found["cls"] = _what(bce)
+    if type(l1) is not nn.L1Loss or l1.reduction != "none":
+        found["l1"] = _what(l1)
+    return found
+
+
+def _what(module: Any) -> str:
+    knobs = [f"{name}={getattr(module, name)!r}" for name in ("loss_type", "reduction") if hasattr(module, name)]
+    return f"{type(module).__module__}.{type(module).__qualname__}({', '.join(knobs)})"
 
 
 @functools.cache
-def assignment_rule(cls: Any) -> Rule | None:
-    """The rule by which this head class assigns labels, None when its code is not one that the kit knows."""
+def _assignment(cls: Any) -> str:
+    """The fingerprint of all the code by which this head class assigns labels."""
     functions = [getattr(cls, name) for name in _ASSIGNMENT if hasattr(cls, name)]
     functions.append(importlib.import_module("yolox.utils").bboxes_iou)
     code = ",".join(fingerprint(function) for function in functions)
-    return KNOWN_RULES.get(hashlib.sha256(code.encode()).hexdigest()[:16])
+    return hashlib.sha256(code.encode()).hexdigest()[:16]
+
+
+def assignment_rule(cls: Any) -> Rule | None:
+    """The rule by which this head class assigns labels, None when its code is not one that the kit knows."""
+    return KNOWN_RULES.get(_assignment(cls))
 
 
 def describe() -> dict[str, str]:
-    """Host, version and fingerprint as plain data, for the run record."""
-    package = yolox()
-    print_ = fingerprint(head_class().__dict__["get_losses"])
+    """Host, version and fingerprints as plain data, for the run record.
+
+    The name says whose code it is: a copy of 0.3.0 under another name (yolox-datamint) is 0.3.0.
+    """
+    cls: Any = head_class()
+    stage, rule = fingerprint(cls.__dict__["get_losses"]), _assignment(cls)
+    name = KNOWN_GET_LOSSES.get(stage, "unknown")
+    if name != "unknown":
+        name = _NAMED_BY_RULE.get(rule, name if rule in KNOWN_RULES else f"{name}, with a label assignment of its own")
     return {
-        "name": KNOWN_GET_LOSSES.get(print_, "unknown"),
-        "version": str(getattr(package, "__version__", "unknown")),
-        "get_losses": print_,
-        "path": str(next(iter(package.__path__))),
+        "name": name,
+        "version": str(getattr(yolox(), "__version__", "unknown")),
+        "get_losses": stage,
+        "assignment": rule,
+        "path": _folder(),
     }
 
 
@@ -132,4 +229,4 @@ def postprocess() -> Callable[..., Any]:
 
 def is_coco_evaluator(evaluator: Any) -> bool:
     """Whether this is the host's own COCO evaluator, not a subclass with a way of its own."""
-    return type(evaluator) is importlib.import_module("yolox.evaluators").COCOEvaluator
+    return type(evaluator) is _its("evaluators", "COCOEvaluator", "CocoEvaluator")

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 from . import hosts
 from .config import LossConfig
 from .errors import PatchError
+from .fork import check, make_stage
 from .stage import LossStage
 
 
@@ -55,7 +56,8 @@ def _get_losses(head: Any, *args: Any, **kwargs: Any) -> Any:
 def _stage_under_apply(head: Any, config: LossConfig) -> LossStage:
     stage = _stages.get(head)
     if stage is None:
-        stage = _stages[head] = LossStage(config)
+        assert _applied is not None
+        stage = _stages[head] = make_stage(head, _applied.original, config)
     return stage
 
 
@@ -74,7 +76,7 @@ def apply(**specs: Any) -> None:
 
     Raises:
         ConfigError: a loss or knob that does not exist.
-        HostError: no YOLOX, or one whose ``get_losses`` the kit does not know.
+        HostError: no YOLOX, or one whose ``get_losses`` can neither be replaced nor have its loss modules swapped.
         PatchError: other losses are applied already.
     """
     global _applied
@@ -89,7 +91,8 @@ def apply(**specs: Any) -> None:
             )
         return
     original = cls.__dict__["get_losses"]
-    hosts.check_get_losses(original)
+    if hosts.known_get_losses(original) is None:
+        check(original, config)
     cls.get_losses = _get_losses
     _applied = _Applied(config, cls, original)
 
@@ -176,7 +179,7 @@ def patch_model(model: Any, config: LossConfig | Mapping[str, Any] | None = None
 
     Raises:
         PatchError: no YOLOX head, other losses patched in already, or somebody else's patch.
-        HostError: a head whose ``get_losses`` the kit does not know.
+        HostError: a head whose ``get_losses`` can neither be replaced nor have its loss modules swapped.
     """
     head = find_head(model)
     if not isinstance(config, LossConfig):
@@ -189,9 +192,10 @@ def patch_model(model: Any, config: LossConfig | Mapping[str, Any] | None = None
             f"The model has other losses already: {own.stage.config}. Asked for: {config}. Call unpatch_model() first."
         )
     function = type(head).get_losses
-    if function is not _get_losses:
-        hosts.check_get_losses(function)
-    head.get_losses = _BoundStage(head, LossStage(config))
+    if function is _get_losses:
+        assert _applied is not None
+        function = _applied.original
+    head.get_losses = _BoundStage(head, make_stage(head, function, config))
     return model
 
 

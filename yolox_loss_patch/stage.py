@@ -17,6 +17,7 @@ from .config import LossConfig
 from .errors import ConfigError, NonFiniteError
 from .losses.sampler import RandomSampler
 from .losses.state import number_of_ranks, sum_over_ranks
+from .losses.terms import TermLoss
 from .registry import TERMS, build_loss, nearest
 
 # YOLOX's fixed factor on the box loss; `loss_weight` of the iou term multiplies it.
@@ -64,6 +65,16 @@ def _split(outputs: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return parts
 
 
+def non_finite(outputs: Tensor) -> NonFiniteError | None:
+    """The error that names the terms whose predictions are not finite, None when all are.
+
+    The label assignment is the first to stumble over NaN, in words that say nothing of it.
+    """
+    terms = {"iou": outputs[..., :4], "obj": outputs[..., 4:5], "cls": outputs[..., 5:]}
+    bad = [f"{term} (its predictions)" for term, pred in terms.items() if not torch.isfinite(pred).all()]
+    return NonFiniteError(", ".join(bad)) if bad else None
+
+
 class ElementWeights:
     """An experiment's ``loss_weights`` method. It belongs to the experiment: a copy of the model (EMA) shares it."""
 
@@ -108,19 +119,27 @@ class LossStage:
 
     Args:
         config: the losses.
+        own: term -> the fork's own loss module, where it is not YOLOX's. It trains a term that the config leaves at its
+            default, so that nothing changes until you ask.
 
     With ``collect`` set, ``stats`` holds after each call the mean IoU of the foreground and the mean objectness on
     foreground and background, as tensors, with the counts behind them.
 
     Attributes:
+        asked: the terms whose loss is not the default.
         element_weights: the experiment's weights of the elements, None without.
         l1_is_scheduled: whether the trainer turns the L1 term on in the epoch of ``start_epoch``.
     """
 
-    def __init__(self, config: LossConfig) -> None:
+    def __init__(self, config: LossConfig, own: Mapping[str, Any] | None = None) -> None:
         self.config = config
         resolved = config.resolved()
+        defaults = LossConfig().resolved()
         self.losses: dict[str, Any] = {term: build_loss(term, getattr(config, f"loss_{term}")) for term in TERMS}
+        self.asked = [term for term in TERMS if resolved[term] != defaults[term]]
+        for term, module in (own or {}).items():
+            if term not in self.asked:
+                self.losses[term] = TermLoss(term, type(module).__name__, module)
         self.divided = {term: resolved[term]["reduction"] == "mean" for term in TERMS}
         self.avg_factor = {term: resolved[term].get("avg_factor") for term in TERMS}
         self.obj_target = resolved["obj"]["target"]
@@ -177,12 +196,10 @@ class LossStage:
         try:
             found = host_assign(head, imgs=imgs, **scene) if rule is None else fast_assign(rule=rule, **scene)
         except (RuntimeError, IndexError) as error:
-            # The assignment is the first to stumble over NaN, in words that say nothing of it.
-            terms = {"iou": bbox_preds, "obj": obj_preds, "cls": cls_preds}
-            bad = [f"{term} (its predictions)" for term, pred in terms.items() if not torch.isfinite(pred).all()]
-            if bad:
-                raise NonFiniteError(", ".join(bad)) from error
-            raise
+            bad = non_finite(outputs)
+            if bad is None:
+                raise
+            raise bad from error
         rows = found.fg_mask.nonzero().squeeze(1)
         num_fg = max(found.num_fg, 1)
         if self.l1_start is not None and not self.l1_is_scheduled:
@@ -211,14 +228,7 @@ class LossStage:
         loss_cls = term("cls", cls_logits, cls_targets, weights.get("label_weights"))
         loss_l1: Tensor | float = 0.0
         if head.use_l1:
-            anchor = rows % outputs.shape[1]
-            l1_targets = head.get_l1_target(
-                torch.zeros_like(found.boxes),
-                found.boxes,
-                stride[0][anchor],
-                x_shifts=x_shift[0][anchor],
-                y_shifts=y_shift[0][anchor],
-            )
+            l1_targets = self._l1_targets(head, found, rows % outputs.shape[1], stride, x_shift, y_shift)
             loss_l1 = term("l1", torch.cat(origin_preds, 1).view(-1, 4)[rows], l1_targets, box_weights)
         loss = loss_iou + loss_obj + loss_cls + loss_l1
 
@@ -278,6 +288,20 @@ class LossStage:
             return found.fg_mask.unsqueeze(-1).to(found.ious.dtype)
         targets = found.ious.new_zeros(found.fg_mask.shape[0], 1)
         targets[rows, 0] = found.ious
+        return targets
+
+    @staticmethod
+    def _l1_targets(
+        head: Any, found: Assignment, anchor: Tensor, stride: Tensor, x_shift: Tensor, y_shift: Tensor
+    ) -> Tensor:
+        """``(num_fg, 4)``: the matched boxes as the offsets that the head's ``get_l1_target`` makes of them."""
+        targets: Tensor = head.get_l1_target(
+            torch.zeros_like(found.boxes),
+            found.boxes,
+            stride[0][anchor],
+            x_shifts=x_shift[0][anchor],
+            y_shifts=y_shift[0][anchor],
+        )
         return targets
 
     @torch.no_grad()
