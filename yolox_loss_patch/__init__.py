@@ -2,7 +2,7 @@
 
 from .config import LossConfig
 from .errors import ConfigError
-from .exp import LossConfigMixin, LossExp
+from .exp import LossConfigMixin, LossExp, patch_from_exp
 from .patch import apply, is_applied, patch_model, patched, revert, unpatch_model
 from .registry import LOSSES, available_losses, build_loss, register_loss
 
@@ -16,6 +16,7 @@ __all__ = [
     "available_losses",
     "build_loss",
     "is_applied",
+    "patch_from_exp",
     "patch_model",
     "patched",
     "register_loss",

@@ -59,17 +59,8 @@ class LossExp:
 
     def get_model(self, *args: Any, **kwargs: Any) -> Any:
         """The base's model with the losses of this experiment."""
-        config = LossConfig.from_exp(self)
-        model = super().get_model(*args, **kwargs)  # type: ignore[misc]
-        stage = stage_of(model)
-        if stage is not None and stage.config != config:
-            unpatch_model(model)  # YOLOX keeps the model on the experiment; the experiment was changed since
-        patch_model(model, config)
-        stage = stage_of(model)
-        weigh = getattr(self, "loss_weights", None)
-        if stage is not None and weigh is not None:
-            stage.element_weights = ElementWeights(weigh)
-        return model
+        LossConfig.from_exp(self)  # a loss that cannot be is told before anything is built
+        return patch_from_exp(super().get_model(*args, **kwargs), self)  # type: ignore[misc]
 
     def get_trainer(self, args: Any) -> Any:
         """The kit's trainer, which runs on any device; a trainer of the base's own is left in its place."""
@@ -176,6 +167,31 @@ class LossConfigMixin(LossExp):
         if self.deterministic:  # type: ignore[attr-defined]
             return self.input_size  # type: ignore[attr-defined]
         return super().random_resize(data_loader, epoch, rank, is_distributed)
+
+
+def patch_from_exp(model: Any, exp: Any) -> Any:
+    """Give a model the losses and the element weights of an experiment, whatever losses of the kit it has.
+
+    Args:
+        model: a YOLOX model, as ``exp.get_model()`` builds it.
+        exp: any object with ``loss_*`` attributes; what it lacks is stock. See `LossExp`.
+
+    Returns:
+        The model.
+
+    Raises:
+        ConfigError, PatchError, HostError: as `LossConfig.from_exp` and `patch_model`.
+    """
+    config = LossConfig.from_exp(exp)
+    stage = stage_of(model)
+    if stage is not None and stage.config != config:
+        unpatch_model(model)  # YOLOX keeps the model on the experiment; the experiment was changed since
+    patch_model(model, config)
+    stage = stage_of(model)
+    weigh = getattr(exp, "loss_weights", None)
+    if stage is not None and weigh is not None:
+        stage.element_weights = ElementWeights(weigh)
+    return model
 
 
 def merge(exp: Any, cfg_list: Sequence[Any]) -> None:
