@@ -126,7 +126,7 @@ tell() { # HUNK
 
 wanted="" other=-R
 if [ "$mode" = reverse ]; then wanted=-R other=""; fi
-to_do="" there=""
+to_do="" there="" status=0
 for kind in $kinds; do
     failed="" state=there
     for hunk in "$temp/$kind".*; do
@@ -139,15 +139,17 @@ for kind in $kinds; do
         fi
     done
     if [ -n "$failed" ]; then
-        {
-            echo "error: $host/$kind.diff does not fit '${words[0]}'. Nothing was changed. These places differ from what it expects:"
-            printf '%s' "$failed" | uniq
-            echo "Restore them and run this again, or make the changes of $patches/$host/$kind.diff by hand."
-        } >&2
-        exit 1
+        status=1
+        echo "error: $host/$kind.diff does not fit '${words[0]}'. Nothing was changed. These places differ from what it expects:"
+        printf '%s' "$failed" | uniq
+        echo "Restore them and run this again, or make the changes of $patches/$host/$kind.diff by hand."
+    elif [ "$state" = to_do ]; then
+        to_do="$to_do $kind"
+    else
+        there="$there $kind"
     fi
-    if [ "$state" = to_do ]; then to_do="$to_do $kind"; else there="$there $kind"; fi
-done
+done >&2
+[ "$status" = 0 ] || exit 1
 
 if [ "$mode" != check ]; then
     # New files first, then their names: a folder that cannot be written to is found out before anything changes.
