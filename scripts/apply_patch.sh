@@ -80,7 +80,7 @@ place() { # FILE OF A CHECKOUT
         tools/*) inside="yolox/$1" ;;
         exps/default/*) inside="yolox/exp/default/${1##*/}" ;;
     esac
-    if [ -f "$root/$1" ] || [ ! -f "$root/$inside" ]; then echo "$1"; else echo "$inside"; fi
+    if [ -f "$root/$inside" ]; then echo "$inside"; else echo "$1"; fi
 }
 
 # The work is done on a copy of the files, and whatever goes wrong there, the checkout is untouched.

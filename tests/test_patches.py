@@ -168,6 +168,15 @@ def test_each_diff_by_itself(wheel):
     assert contents(wheel) == before
 
 
+def test_a_neighbours_tools_are_not_taken_for_yoloxs(wheel):
+    """Some packages leave a folder ``tools`` of their own in site-packages."""
+    (wheel / "tools").mkdir()
+    (wheel / "tools" / "train.py").write_text("neighbour = True\n")
+    apply(wheel)
+    assert contents(wheel)["tools/train.py"] == b"neighbour = True\n"
+    assert b"yolox_loss_patch" in contents(wheel)["yolox/tools/train.py"]
+
+
 def test_what_is_there_in_part_is_completed(wheel):
     before = contents(wheel)
     apply(wheel)
