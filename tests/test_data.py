@@ -18,8 +18,11 @@ from yolox_loss_patch.exp import load_exp
 def loader_of(work, **kwargs):
     exp = load_exp(str(work / "tiny.py"))
     exp.merge(["data_num_workers", str(kwargs.pop("workers", 0))])
-    loader = exp.get_data_loader(batch_size=8, is_distributed=False)
-    options = {"seed": 1, "rank": 0, "start": 0, "mosaic_until": 100, "pin_memory": False}
+    loader = exp.get_data_loader(batch_size=kwargs.pop("batch", 8), is_distributed=False)
+    options = {"seed": 1, "rank": 0, "world": 1, "start": 0, "mosaic_until": 100, "pin_memory": False}
+    # what YOLOX's sampler takes from the process group
+    loader.batch_sampler.sampler._rank = kwargs.get("rank", 0)
+    loader.batch_sampler.sampler._world_size = kwargs.get("world", 1)
     return training_loader(loader, **{**options, **kwargs})
 
 
@@ -38,7 +41,18 @@ def test_batches_repeat_with_any_number_of_workers_and_from_any_start(work):
     assert all(map(same, first, take(loader_of(work, workers=2), 6)))
     assert all(map(same, first[4:], take(loader_of(work, start=4, workers=1), 2)))
     assert not same(first[0], take(loader_of(work, seed=2), 1)[0])
-    assert not same(first[0], take(loader_of(work, rank=1), 1)[0])
+
+
+def test_ranks_share_out_the_batches_of_one_process(work):
+    """The same images, made from the same random numbers, an image a rank in turn."""
+    alone = take(loader_of(work), 3)
+    ranks = [take(loader_of(work, rank=rank, world=2, batch=4), 3) for rank in range(2)]
+    for number, whole in enumerate(alone):
+        for rank in range(2):
+            part = ranks[rank][number]
+            assert torch.equal(whole[0][rank::2], part[0]) and torch.equal(whole[1][rank::2], part[1])
+    later = take(loader_of(work, rank=1, world=2, batch=4, start=2), 1)
+    assert same(ranks[1][2], later[0])
 
 
 def test_making_items_leaves_the_process_own_streams_alone(work):
@@ -61,7 +75,7 @@ def test_mosaic_ends_at_its_batch_however_far_the_workers_read_ahead(work):
     exp = load_exp(str(work / "tiny.py"))
     exp.merge(["mosaic_prob", "1.0", "hsv_prob", "0.0", "flip_prob", "0.0"])
     loader = exp.get_data_loader(batch_size=8, is_distributed=False)
-    batches = training_loader(loader, seed=1, rank=0, start=0, mosaic_until=3, pin_memory=False)
+    batches = training_loader(loader, seed=1, rank=0, world=1, start=0, mosaic_until=3, pin_memory=False)
     from cv2 import imread
 
     coco = loader.dataset._dataset.coco

@@ -35,15 +35,15 @@ class _Seeded(Dataset[Any]):
     own seed: with any number of workers, and after a resume, the same items come.
     """
 
-    def __init__(self, dataset: Any, seed: int, rank: int) -> None:
-        self.dataset, self.seed, self.rank = dataset, seed, rank
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
 
     def __getitem__(self, key: tuple[int, Any]) -> Any:
         position, index = key
         states = None
         if get_worker_info() is None:  # in the training process itself, whose own streams must not move
             states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        seed_everything(self.seed, self.rank, position)
+        seed_everything(self.seed, 0, position)
         try:
             return self.dataset[index]
         except AssertionError as error:  # how YOLOX's data set says that an image cannot be read
@@ -58,11 +58,14 @@ class _Seeded(Dataset[Any]):
 class _Positioned(Sampler[list[tuple[int, Any]]]):
     """YOLOX's batches with the position of every item, from a given batch on.
 
+    Positions count the items of all ranks as YOLOX's sampler deals them out, one a rank in turn: however many ranks there
+    are, an image is made from the same seed.
+
     Mosaic ends at a given batch, however far the workers have read ahead.
     """
 
-    def __init__(self, batches: Any, start: int, mosaic_until: int) -> None:
-        self.batches, self.start, self.mosaic_until = batches, start, mosaic_until
+    def __init__(self, batches: Any, rank: int, world: int, start: int, mosaic_until: int) -> None:
+        self.batches, self.rank, self.world, self.start, self.mosaic_until = batches, rank, world, start, mosaic_until
 
     def __iter__(self) -> Iterator[list[tuple[int, Any]]]:
         stream = iter(self.batches)
@@ -76,30 +79,32 @@ class _Positioned(Sampler[list[tuple[int, Any]]]):
                 stream = iter(self.batches)
                 continue
             if number >= self.start:
-                yield [(number * len(batch) + place, index) for place, index in enumerate(batch)]
+                first = number * len(batch)
+                yield [((first + place) * self.world + self.rank, index) for place, index in enumerate(batch)]
             number += 1
 
 
 def training_loader(
-    loader: Any, *, seed: int, rank: int, start: int, mosaic_until: int, pin_memory: bool
+    loader: Any, *, seed: int, rank: int, start: int, mosaic_until: int, pin_memory: bool, world: int = 1
 ) -> DataLoader[Any]:
     """The experiment's loader, made repeatable.
 
     Args:
         loader: what ``exp.get_data_loader`` returned.
         seed: of the run.
-        rank: of this worker.
+        rank: of this process.
         start: the number of batches already trained on.
         mosaic_until: the number of the first batch without mosaic.
         pin_memory: whether the batches go to a CUDA device.
+        world: how many processes train together.
 
     Returns:
         An endless loader of ``(images, labels, info, ids)``.
     """
     workers = loader.num_workers
     return DataLoader(
-        _Seeded(loader.dataset, seed, rank),
-        batch_sampler=_Positioned(loader.batch_sampler, start, mosaic_until),
+        _Seeded(loader.dataset, seed),
+        batch_sampler=_Positioned(loader.batch_sampler, rank, world, start, mosaic_until),
         num_workers=workers,
         collate_fn=loader.collate_fn,
         pin_memory=pin_memory,
@@ -263,6 +268,7 @@ def check_dataset(dataset: Any, num_classes: int, split: str, may_be_empty: bool
         if files:
             more = f" (and {len(files) - 1} more)" if len(files) > 1 else ""
             raise DataError(f"{split}: the image {files[0]!r} in {str(folder)!r} {what}{more}.")
+    _check_cache(coco_set, split)
     boxes = zero = outside = 0
     for item in coco.anns.values():
         x, y, w, h = item["bbox"]
@@ -290,6 +296,25 @@ def check_dataset(dataset: Any, num_classes: int, split: str, may_be_empty: bool
         f"({zero} of zero size, {outside} with the centre outside the image), {len(names)} categories"
     )
     return facts
+
+
+def _check_cache(coco_set: Any, split: str) -> None:
+    """Look whether ``--cache`` holds these images: YOLOX takes the file that it finds, whatever it was made from.
+
+    The first, the middle and the last are compared; a cache that was not made to its end lacks the last.
+    """
+    cached = getattr(coco_set, "imgs", None)
+    if cached is None:
+        return
+    count = len(coco_set.ids)
+    for index in sorted({0, count // 2, count - 1}):
+        image = coco_set.load_resized_img(index)
+        if not np.array_equal(np.asarray(cached[index])[: image.shape[0], : image.shape[1]], image):
+            where = getattr(cached, "filename", None) or "in memory"
+            raise DataError(
+                f"{split}: the image cache ({where}) does not hold {coco_set.annotations[index][3]!r} at {coco_set.img_size}: "
+                "it was made from other images, for another input_size, or not to its end. Remove it and it is made anew."
+            )
 
 
 def file_names(dataset: Any, ids: list[int]) -> list[str]:

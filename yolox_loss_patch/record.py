@@ -7,7 +7,7 @@ import gzip
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -146,6 +146,25 @@ def is_alive(pid: Any) -> bool:
     return True
 
 
+def _write_run(folder: Path, data: dict[str, Any]) -> None:
+    data["updated"] = now()
+    write_atomically(folder / RUN, json.dumps(data, indent=2, ensure_ascii=False).encode())
+
+
+def fail_run(folder: Path, pids: Sequence[int], error: str) -> None:
+    """Write down for a process that cannot do so any more that its run failed.
+
+    Args:
+        folder: the run's folder.
+        pids: the record is touched only when one of these processes wrote it, and not when the run was finished.
+        error: why.
+    """
+    data = read_run(folder)
+    if data is not None and data.get("pid") in pids and data["status"] != "finished":
+        data.update(status="failed", error=error, ended=now())
+        _write_run(folder, data)
+
+
 class RunRecord:
     """Writes the record of one run; what is written always tells the state of the run.
 
@@ -169,9 +188,7 @@ class RunRecord:
     def update(self, **facts: Any) -> None:
         """Add facts and write the file."""
         self.data.update(plain(facts))
-        self.data["updated"] = now()
-        text = json.dumps(self.data, indent=2, ensure_ascii=False)
-        write_atomically(self.folder / RUN, text.encode())
+        _write_run(self.folder, self.data)
 
     def finish(self, status: str, error: str | None = None) -> None:
         """The run ended: ``finished``, ``failed`` or ``interrupted``."""

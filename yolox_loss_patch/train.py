@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import math
 import os
 import random
-import signal
 import socket
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ import cv2
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import yolox.utils.dist as host_dist
 from loguru import logger
 from torch.nn.parallel import DistributedDataParallel
@@ -29,20 +28,22 @@ from torch.utils.tensorboard import SummaryWriter
 from yolox.core import Trainer as HostTrainer
 from yolox.utils import MeterBuffer, ModelEMA, adjust_status, get_model_info, occupy_mem
 
-from . import hosts
+from . import hosts, workers
 from .checkpoint import load_checkpoint
 from .config import KEYS, LossConfig
 from .data import Prefetcher, check_dataset, file_names, open_data, seed_everything, training_loader
 from .errors import ConfigError, KitError, NonFiniteError, RunError
 from .evaluator import Evaluator
 from .exp import adapt, load_exp
-from .patch import stage_of
+from .half import decode_in_fp32, half_dtype
+from .patch import find_head, stage_of
 from .plainrun import read_plain
 from .record import (
     BUILT,
     LOSS_COLUMNS,
     RunRecord,
     evaluation_file,
+    fail_run,
     is_alive,
     plain,
     predictions_file,
@@ -148,16 +149,19 @@ class Trainer(HostTrainer):
         self.args = args
         self.exit_on_error = exit_on_error
         self.losses = LossConfig.from_exp(exp)
-        check_settings(exp, args)
+        self.team = workers.team()
+        self.is_distributed = self.team is not None
+        self.rank = self.team.rank if self.team else 0
+        self.world = self.team.world if self.team else 1
+        check_settings(exp, args, self.world)
+        if self.team is not None:
+            self.team.agree(self._to_agree_on())
         self.max_epoch = exp.max_epoch
         self.eval_interval = exp.eval_interval
-        self.is_distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        self.rank = dist.get_rank() if self.is_distributed else 0
         self.local_rank = _local_rank()
         self.device = choose_device(getattr(args, "device", "auto"))
         self.amp_training = bool(args.fp16)
-        self.amp_dtype = torch.float16 if self.device.type == "cuda" else torch.bfloat16
-        # bf16 has fp32's range and needs no scaling.
+        self.amp_dtype = half_dtype(self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp_training and self.device.type == "cuda")
         self.use_model_ema = exp.ema
         self.save_history_ckpt = exp.save_history_ckpt
@@ -169,6 +173,21 @@ class Trainer(HostTrainer):
         self.folder = Path(self.file_name)
         self.seed = self._choose_seed()
         self.record: RunRecord | None = None
+
+    def _to_agree_on(self) -> dict[str, Any]:
+        """What must be the same in every worker before it starts; folders may differ from machine to machine."""
+        exp_file = getattr(self.args, "exp_file", None)
+        arguments = ("batch_size", "fp16", "resume", "start_epoch", "device")
+        return {
+            "losses": self.losses.resolved(),
+            "exp": {key: value for key, value in settings(self.exp).items() if key not in ("data_dir", "output_dir")},
+            "args": {key: getattr(self.args, key, None) for key in arguments},
+            "experiment file (sha256)": _sha256(Path(exp_file)) if exp_file else None,
+            "yolox_loss_patch (sha256)": _sha256(*sorted(Path(__file__).parent.rglob("*.py"))),
+            "yolox (fingerprint)": hosts.describe()["get_losses"],
+            "python": ".".join(map(str, sys.version_info[:2])),
+            "torch": torch.__version__,
+        }
 
     def _choose_seed(self) -> int:
         """The experiment's seed; without one a fresh one, the same on every rank and in every part of a resumed run."""
@@ -191,38 +210,74 @@ class Trainer(HostTrainer):
             KitError: what a user can mend; the record says ``failed``.
         """
         try:
-            with _signals(self.rank == 0):
-                self._train()
+            with workers.stop_signals() as ignore_signals:
+                self._train(ignore_signals)
         except Exception as error:
             if not self.exit_on_error:
                 raise
             logger.opt(exception=None if isinstance(error, KitError) else error).error(str(error))
             raise SystemExit(1) from error
 
-    def _train(self) -> None:
+    def _train(self, ignore_signals: Callable[[], None]) -> None:
         if self.rank == 0:
             self._open_record()
         sinks = self._open_log()
         try:
-            self.before_train()
-            for epoch in range(self.start_epoch, self.max_epoch):
-                self.epoch = epoch
-                self.before_epoch()
-                self.train_in_iter()
-                self.after_epoch()
-            self.after_train()
-        except KeyboardInterrupt as stop:
-            self._close_record("interrupted", str(stop) or "interrupted from the keyboard")
-            logger.warning(f"Interrupted; go on with --resume. The run is in {self.folder}")
-            raise
-        except BaseException as error:
-            self._close_record("failed", f"{type(error).__name__}: {error}")
-            raise
-        else:
-            self._close_record("finished", None)
+            watch = self.team.watch(self._fail) if self.team else contextlib.nullcontext()
+            with watch:
+                try:
+                    self._run()
+                except BaseException as error:
+                    ignore_signals()
+                    lost = self._end(error)
+                    if lost is not None:
+                        raise RunError(lost) from error
+                    raise
+                self._close_record("finished", None)
+            if self.is_distributed:
+                dist.barrier()  # nobody goes while another still looks after it
         finally:
+            if self.team is not None:
+                self.team.leave()
             for sink in sinks:
                 logger.remove(sink)
+
+    def _run(self) -> None:
+        self.before_train()
+        for epoch in range(self.start_epoch, self.max_epoch):
+            self.epoch = epoch
+            self.before_epoch()
+            self.train_in_iter()
+            self.after_epoch()
+        self.after_train()
+
+    def _end(self, error: BaseException) -> str | None:
+        """Write down why the run ends; returns the reason when it is another worker and not this error."""
+        is_stop = isinstance(error, KeyboardInterrupt)
+        if self.team is not None and (is_stop or (isinstance(error, RuntimeError) and not isinstance(error, KitError))):
+            # When one worker is lost the others are stopped, or fail in a collective whose words say nothing of it.
+            lost = self.team.lost(wait=1 if is_stop else 5)
+            if lost is not None:
+                self._fail(lost)
+                return lost
+        if is_stop:
+            self._close_record("interrupted", str(error) or "interrupted from the keyboard")
+            logger.warning(f"Interrupted; go on with --resume. The run is in {self.folder}")
+        else:
+            text = str(error) if isinstance(error, KitError) and self.team else f"{type(error).__name__}: {error}"
+            self._fail(f"rank {self.rank}: {text}" if self.team else text)
+        return None
+
+    def _fail(self, text: str) -> None:
+        """Write down that the run failed: in the record and, in a worker, in its log and for the others."""
+        self._close_record("failed", text)
+        if self.team is None:
+            return
+        self.team.announce(text)
+        if self.rank != 0:
+            logger.error(text)
+            if not self.team.is_there(0):
+                fail_run(self.folder, [self.team.members[0][0]], text)
 
     def _open_record(self) -> None:
         before = read_run(self.folder)
@@ -238,6 +293,7 @@ class Trainer(HostTrainer):
                          "opencv": cv2.__version__},
             "device": self._device_name(),
             "threads": torch.get_num_threads(),
+            "workers": self.world,
             "machine": socket.gethostname(),
             "epochs_done": 0,
         }  # fmt: skip
@@ -264,7 +320,8 @@ class Trainer(HostTrainer):
                 "folder with -expn NAME, or remove this one."
             )
         if before is not None and self.args.resume:
-            facts["resumed"] = [*before.get("resumed", []), {"epoch": before.get("epochs_done"), "was": before["status"]}]
+            part = {"epoch": before.get("epochs_done"), "was": before["status"], "workers": before.get("workers", 1)}
+            facts["resumed"] = [*before.get("resumed", []), part]
             facts["started"] = before.get("started")
         self.record = RunRecord(self.folder, facts)
 
@@ -297,6 +354,8 @@ class Trainer(HostTrainer):
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         model = exp.get_model()
+        if self.amp_training:
+            decode_in_fp32(find_head(model))
         stage = stage_of(model)
         if stage is None or stage.config != self.losses:
             raise RunError(
@@ -342,6 +401,9 @@ class Trainer(HostTrainer):
         elif self.device.type != "cuda":
             logger.warning(f"{type(evaluator).__name__} is not the kit's and may need CUDA.")
         self.evaluator = evaluator
+        if self.team is not None:
+            hashes = {split: {key: facts.get(key) for key in ("sha256", "images", "boxes")} for split, facts in data.items()}
+            self.team.agree({"data": hashes, "batches an epoch": self.max_iter, "epochs done": self.start_epoch})
         if self.record is not None:
             self.record.update(data=data, batches_per_epoch=self.max_iter)
             self.record.keep_epochs(self.start_epoch)
@@ -351,6 +413,7 @@ class Trainer(HostTrainer):
                 loader,
                 seed=self.seed,
                 rank=self.rank,
+                world=self.world,
                 start=self.start_epoch * self.max_iter,
                 mosaic_until=self._plain_from() * self.max_iter,
                 pin_memory=self.device.type == "cuda",
@@ -527,6 +590,8 @@ class Trainer(HostTrainer):
 
     def after_epoch(self) -> None:
         """Evaluate when it is due, then write the epoch down, then the checkpoint."""
+        if self.is_distributed:
+            self._join_epoch()
         row: dict[str, float | None] = {
             "epoch": self.epoch + 1,
             **{name: self.sums[name] / self.max_iter for name in LOSS_COLUMNS},
@@ -551,14 +616,25 @@ class Trainer(HostTrainer):
         is_due = (self.epoch + 1) % self.eval_interval == 0 or self.epoch + 1 == self.max_epoch
         is_best = False
         if is_due:
-            if self.is_distributed:
-                _average_norms(self.model)
             is_best = self._evaluate(row)
         if self.record is not None:
             self.record.add_epoch(row)
         self._save(evaluated=is_due, is_best=is_best)
         if self.record is not None:
             self.record.update(epochs_done=self.epoch + 1, best_ap=self.best_ap)
+
+    def _join_epoch(self) -> None:
+        """The epoch of all ranks in each of them: the sums, and norm layers that every rank has the same of.
+
+        So the losses in the record are of the whole batches, every rank evaluates the model that rank 0 saves, and a
+        resumed run starts every rank from what it had.
+        """
+        sums = torch.tensor(list(self.sums.values()), dtype=torch.float64, device=self.device)
+        dist.all_reduce(sums)
+        self.sums = dict(zip(self.sums, sums.tolist(), strict=True))
+        for name in LOSS_COLUMNS:
+            self.sums[name] /= self.world
+        _average_norms(self.model, *([self.ema_model.ema] if self.use_model_ema else []))
 
     def _evaluate(self, row: dict[str, float | None]) -> bool:
         """AP of the EMA weights, or of the model's, into the row; whether it is the best so far."""
@@ -604,6 +680,7 @@ class Trainer(HostTrainer):
             "scaler": self.scaler.state_dict(),
             "input_size": tuple(self.input_size),
             "losses": self.stage.running_state(),
+            "workers": self.world,
         }
         coming = self.folder / f".{STATE}.next"
         save_atomically(state, coming)
@@ -650,9 +727,16 @@ class Trainer(HostTrainer):
         self.scaler.load_state_dict(state["scaler"])
         self.input_size = tuple(state["input_size"])
         self.stage.load_running_state(state["losses"])
-        logger.info(f"resumed exactly from {path} (epoch {self.start_epoch})")
-        if self.record is not None and "resumed" in self.record.data:
-            self.record.data["resumed"][-1]["exact"] = True  # for compare: as if it had never been stopped
+        before = state.get("workers", 1)
+        if before == self.world:
+            logger.info(f"resumed exactly from {path} (epoch {self.start_epoch})")
+            if self.record is not None and "resumed" in self.record.data:
+                self.record.data["resumed"][-1]["exact"] = True  # for compare: as if it had never been stopped
+        else:
+            logger.info(
+                f"resumed from {path} (epoch {self.start_epoch}) with another number of workers (before {before}, now "
+                f"{self.world}): weights, schedule and the order of the images go on, but not to the last bit"
+            )
         return checkpoint["model"]
 
     def _resume_state(self, path: Path, epoch: int) -> dict[str, Any] | None:
@@ -692,8 +776,13 @@ def _is_terminal() -> bool:
     return bool(getattr(sys.stderr, "isatty", lambda: False)())
 
 
-def check_settings(exp: Any, args: argparse.Namespace) -> None:
+def check_settings(exp: Any, args: argparse.Namespace, world: int = 1) -> None:
     """Refuse settings that YOLOX would stumble over in the middle of a run.
+
+    Args:
+        exp: the experiment.
+        args: the parsed command line.
+        world: how many processes train together.
 
     Raises:
         ConfigError: the setting, its value and what is allowed.
@@ -708,6 +797,12 @@ def check_settings(exp: Any, args: argparse.Namespace) -> None:
             raise ConfigError(f"{key} is (height, width) in multiples of 32; got {value!r}.")
     if args.batch_size < 1:
         raise ConfigError(f"-b is at least 1; got {args.batch_size}.")
+    if args.batch_size % world:
+        near = [size for size in (args.batch_size // world * world, (args.batch_size // world + 1) * world) if size]
+        raise ConfigError(
+            f"-b counts the images of all workers together; {args.batch_size} does not divide among {world}. "
+            f"Take {' or '.join(map(str, near))}."
+        )
 
 
 def record_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -725,33 +820,25 @@ def record_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]
     return lines
 
 
-def _average_norms(model: torch.nn.Module) -> None:
-    """The mean of all ranks' norm layers into each, so that every rank evaluates the same model."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.modules.batchnorm._NormBase):
-            for value in module.state_dict().values():
-                if value.is_floating_point():
-                    dist.all_reduce(value)
-                    value /= dist.get_world_size()
+def _average_norms(*models: torch.nn.Module) -> None:
+    """The mean of all ranks' running statistics into the norm layers of each."""
+    norms = [module for model in models for module in model.modules()
+             if isinstance(module, torch.nn.modules.batchnorm._NormBase)]  # fmt: skip
+    values = [buffer for module in norms for buffer in module.buffers() if buffer.is_floating_point()]
+    if not values:
+        return
+    mean = torch.cat([value.flatten() for value in values])
+    dist.all_reduce(mean)
+    mean /= dist.get_world_size()
+    for value, part in zip(values, mean.split([value.numel() for value in values]), strict=True):
+        value.copy_(part.view_as(value))
 
 
-@contextlib.contextmanager
-def _signals(active: bool) -> Iterator[None]:
-    """SIGTERM stops a run as Ctrl-C does, so that its record says so."""
-
-    def stop(number: int, _: Any) -> None:
-        signal.signal(number, signal.SIG_IGN)  # told once more, it would not get to write its record
-        raise KeyboardInterrupt(f"stopped by {signal.Signals(number).name}")
-
-    try:
-        old = signal.signal(signal.SIGTERM, stop) if active else None
-    except ValueError:  # not in the main thread
-        old = None
-    try:
-        yield
-    finally:
-        if old is not None:
-            signal.signal(signal.SIGTERM, old)
+def _sha256(*files: Path) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -759,28 +846,46 @@ def _signals(active: bool) -> Iterator[None]:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train as the parsed command line says, in one process or ``-d N``.
+    """Train as the parsed command line says: in one process, in ``-d N`` workers, or as one of torchrun's.
 
     Raises:
         KitError: what a user can mend.
     """
-    workers = _workers(args)
-    if workers * args.num_machines == 1:
+    place = workers.from_torchrun(args)
+    if place is not None and place.world > 1:
+        _worker(place, None, args)
+        return
+    here = _workers(args)
+    if here * args.num_machines == 1:
         _train(args)
         return
-    if args.dist_url in (None, "auto"):
+    if not 0 <= args.machine_rank < args.num_machines:
+        last = args.num_machines - 1
+        raise ConfigError(f"--machine_rank is 0 to {last} with --num_machines {args.num_machines}; got {args.machine_rank}.")
+    exp = _make_exp(args)  # a mistake is told once, here, and not by every worker
+    check_settings(exp, args, args.num_machines * here)
+    places = [
+        workers.Place(args.machine_rank * here + local, args.num_machines * here, local, here) for local in range(here)
+    ]
+    # Spawned workers share nothing with this process: each builds its experiment, and with it the losses, itself.
+    workers.launch(_worker, (args,), places, _meeting_point(args), Path(exp.output_dir) / args.experiment_name)
+
+
+def _meeting_point(args: argparse.Namespace) -> str:
+    """``HOST:PORT`` of ``--dist-url``; a free port of this machine without."""
+    url = args.dist_url
+    if url in (None, "auto"):
         if args.num_machines > 1:
             raise ConfigError("Several machines need --dist-url tcp://HOST:PORT, the address of the first.")
-        args.dist_url = f"tcp://127.0.0.1:{_free_port()}"
-    _make_exp(args)  # a mistake is told once, here, and not by every worker
-    try:
-        # Spawned workers share nothing with this process: each builds its experiment, and with it the losses, itself.
-        mp.start_processes(_worker, args=(workers, args), nprocs=workers, start_method="spawn")
-    except mp.ProcessExitedException as error:
-        raise RunError(f"A worker ended the run: {error}") from error
+        return "127.0.0.1:0"
+    host, _, port = url.removeprefix("tcp://").rpartition(":")
+    if not url.startswith("tcp://") or not host or not port.isdecimal():
+        raise ConfigError(f"--dist-url is tcp://HOST:PORT, the address of the first machine; got {url!r}.")
+    return f"{host}:{port}"
 
 
 def _workers(args: argparse.Namespace) -> int:
+    """How many workers ``-d`` asks for on this machine."""
     device = choose_device(args.device).type
     if args.devices is None:
         return torch.cuda.device_count() if device == "cuda" else 1
@@ -793,37 +898,26 @@ def _workers(args: argparse.Namespace) -> int:
     return args.devices
 
 
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+def _worker(place: workers.Place, store: Any | None, args: argparse.Namespace) -> None:
+    """One of several workers.
 
-
-def _worker(local_rank: int, workers: int, args: argparse.Namespace) -> None:
+    Args:
+        place: among them.
+        store: where they meet; None under torchrun.
+        args: the parsed command line.
+    """
     device = choose_device(args.device).type
-    rank = args.machine_rank * workers + local_rank
-    world = args.num_machines * workers
-    backend = "nccl" if device == "cuda" else "gloo"
     if device == "cuda":
-        torch.cuda.set_device(local_rank)
-    else:
-        torch.set_num_threads(max(1, torch.get_num_threads() // workers))
-    dist.init_process_group(
-        backend, init_method=args.dist_url, world_size=world, rank=rank, timeout=timedelta(minutes=30)
-    )
+        if place.local_rank >= torch.cuda.device_count():
+            raise RunError(f"Worker {place.local_rank} of this machine has no GPU; there are {torch.cuda.device_count()}.")
+        torch.cuda.set_device(place.local_rank)
+    elif device == "mps":
+        raise RunError("MPS has one device; train on it in one process.")
+    elif store is not None:  # torchrun has set the threads
+        torch.set_num_threads(max(1, torch.get_num_threads() // place.local_world))
     # YOLOX asks this group for the rank within the machine.
-    for machine in range(args.num_machines):
-        group = dist.new_group(list(range(machine * workers, (machine + 1) * workers)))
-        if machine == args.machine_rank:
-            host_dist._LOCAL_PROCESS_GROUP = group
-    try:
-        _train(args)
-    except KitError as error:
-        logger.error(str(error))
-        os._exit(2)  # at once: the other ranks wait for this one inside a collective
-    finally:
-        with contextlib.suppress(Exception):
-            dist.destroy_process_group()
+    host_dist._LOCAL_PROCESS_GROUP = workers.join(place, args.dist_backend if device == "cuda" else "gloo", store)
+    workers.work(lambda: _train(args), tell=store is None)
 
 
 def _make_exp(args: argparse.Namespace) -> Any:
