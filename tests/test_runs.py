@@ -91,6 +91,7 @@ CHANGES = [
     ({"args__ckpt": "yolox_s.pth"}, "-c"),
     ({"args__fp16": True}, "--fp16"),
     ({"args__devices": 2}, "workers"),
+    ({"workers": 2}, "workers"),
     ({"host": {"name": "yolox main", "get_losses": "77"}}, "host"),
     ({"data__val": {"sha256": "cd" * 32}}, "val annotations (sha256)"),
     ({"data__train": {"sha256": "cd" * 32}}, "train annotations (sha256)"),

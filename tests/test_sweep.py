@@ -191,7 +191,7 @@ def test_a_sweep_that_is_interrupted_goes_on_by_the_same_command_past_a_run_that
     assert f"{giou.name} failed: OSError: disk on fire\n    {giou.relative_to(work) / 'screen.log'}" in second.out
     assert "1 of 3 runs did not finish" in second.err
     assert [read_run(run)["status"] for run in (iou, giou, ciou)] == ["finished", "failed", "finished"]
-    assert read_run(iou)["resumed"] == [{"epoch": 1, "was": "interrupted", "exact": True}]
+    assert read_run(iou)["resumed"] == [{"epoch": 1, "was": "interrupted", "workers": 1, "exact": True}]
     facts = read_run(ciou)
     assert facts["resolved_losses"]["iou"]["type"] == "ciou" and facts["seed"] == 5 and facts["exp"]["max_epoch"] == 2
     # a line for each change in a log, the table at the end, and the comparison of what is there

@@ -114,11 +114,14 @@ def test_four_workers_of_two_machines_follow_one_process(alone, work, digits):
 
 
 def test_a_run_goes_on_with_another_number_of_workers(alone, work, digits):
-    """One process, killed in epoch 2; two, one of them killed in epoch 3; one again: the losses of a run without a stop."""
+    """One process, killed in epoch 2; two, one of them killed in epoch 3; one again: the losses of a run without a stop.
+
+    In its second iteration, the fifth of that process: in the first, the other may still be writing epoch 2 down.
+    """
     exp_file(work, digits, CRASH, GROUP_NORM)
     words = (*LOSSES, *GLOBAL, "max_epoch", "3")
     assert cli(work, *TRAIN, *words, check=False, CRASH="0 4 SIGKILL self").returncode == -9
-    done = cli(work, *TRAIN, "--resume", "-d", "2", *words, check=False, CRASH="1 4 SIGKILL self")
+    done = cli(work, *TRAIN, "--resume", "-d", "2", *words, check=False, CRASH="1 5 SIGKILL self")
     assert done.returncode == 2 and seconds_since_the_crash(work) < 40
     assert "rank 1 was ended by SIGKILL" in done.stderr and "Traceback" not in done.stderr
     assert record(work)["status"] == "failed" and "rank 1 was ended by SIGKILL" in record(work)["error"]

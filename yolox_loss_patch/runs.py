@@ -203,7 +203,7 @@ def facts(run: Run) -> dict[str, Any]:
     known.update({key: value for key, value in record.get("exp", {}).items() if key not in (*_FREE, *_NOTED)})
     args = record.get("args") or {}
     known.update({name: args.get(key) for key, name in zip(_ARGUMENTS, ("-b", "--fp16", "-c", "-e"), strict=True)})
-    known["workers"] = (args.get("devices") or 1) * (args.get("num_machines") or 1)
+    known["workers"] = record.get("workers") or (args.get("devices") or 1) * (args.get("num_machines") or 1)
     resumed = record.get("resumed") or []
     known["resumed"] = "no" if all(isinstance(part, dict) and part.get("exact") for part in resumed) else "yes"
     host = record.get("host") or {}
