@@ -6,6 +6,7 @@ log, the TensorBoard events and the checkpoints are the ones that YOLOX writes.
 
 import contextlib
 import runpy
+import signal
 import sys
 from unittest import mock
 
@@ -31,6 +32,8 @@ def _load(*args, _load=torch.load, **kwargs):
     return _cpu(_load)(*args, **{**kwargs, "weights_only": False})
 
 
+# Ctrl-C works also where the tests run in the background of a shell, which ignores it there.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.load = _load
 torch.nn.Module.to = _cpu(torch.nn.Module.to)
 torch.Tensor.to = _cpu(torch.Tensor.to)

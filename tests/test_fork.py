@@ -78,7 +78,8 @@ def test_a_fork_with_another_branch_has_its_modules_swapped(head_of, log):
         ylp.unpatch_model(head)
         for key, index in place.items():
             assert same(stock[0][index], ours[0][index]) == (key not in specs), (key, specs)
-        assert float(ours[0][0] - sum(ours[0][1:5])) == pytest.approx(float(stock[0][0] - sum(stock[0][1:5])), rel=1e-4)
+        extra, same = ((one[0][0] - sum(one[0][1:5])).item() for one in (ours, stock))
+    assert extra == pytest.approx(same, rel=1e-4)
     assert set(vars(head)) == before
     assert same(run_head(head, inputs)[0][0], stock[0][0])
     told = [line for line in log if "swaps only the loss modules" in line]
@@ -299,7 +300,7 @@ def test_a_forks_own_loss_module_stays_until_another_is_asked_for(head_of, log, 
     ylp.revert()
     patch(head, {"loss_iou": dict(type="iou", mode="linear"), "loss_obj": dict(type="bce", target="iou")})
     asked = run_head(head, inputs)[0]
-    assert float(asked[1]) == pytest.approx(float(stock[0][1]), rel=1e-5)
+    assert asked[1].item() == pytest.approx(stock[0][1].item(), rel=1e-5)
     assert not same(asked[2], stock[0][2])
     head.iou_loss = type(YOLOXHead(1, width=0.25).iou_loss)(reduction="none", loss_type="giou")
     assert "iou" in hosts.edited_modules(head)
