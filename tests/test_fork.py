@@ -78,8 +78,8 @@ def test_a_fork_with_another_branch_has_its_modules_swapped(head_of, log):
         ylp.unpatch_model(head)
         for key, index in place.items():
             assert same(stock[0][index], ours[0][index]) == (key not in specs), (key, specs)
-        extra, same = ((one[0][0] - sum(one[0][1:5])).item() for one in (ours, stock))
-    assert extra == pytest.approx(same, rel=1e-4)
+        rest, stocks_rest = ((one[0][0] - sum(one[0][1:5])).item() for one in (ours, stock))
+        assert rest == pytest.approx(stocks_rest, rel=1e-4)
     assert set(vars(head)) == before
     assert same(run_head(head, inputs)[0][0], stock[0][0])
     told = [line for line in log if "swaps only the loss modules" in line]
