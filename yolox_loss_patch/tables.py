@@ -79,7 +79,8 @@ def _differences_table(comparison: Comparison) -> Table:
         if difference is None:
             rows.append([result.label, "-", "-", "-", result.verdict, str(len(result.group.runs)), "-"])
             continue
-        seeds = f"{difference.seeds} {'pairs' if difference.paired else 'without pairs'}"
+        pairs = "pair" if difference.seeds == 1 else "pairs"
+        seeds = f"{difference.seeds} {pairs if difference.paired else 'without pairs'}"
         rows.append([result.label, _signed(difference.mean), _range(difference.interval), _range(result.images),
                      result.verdict, seeds, _missing(difference)])  # fmt: skip
     note = (
