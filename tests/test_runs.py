@@ -62,6 +62,13 @@ def test_a_word_that_is_no_run_is_answered(outputs, monkeypatch, word, said):
         select(["stock-seed0", word])
 
 
+def test_the_runs_that_there_are_are_named_once(outputs, monkeypatch):
+    monkeypatch.chdir(outputs.parent)
+    (outputs / "ciou-seed0" / "train_log.txt").touch()
+    with pytest.raises(RunError, match="There is no folder 'gone'.*holds: ciou-seed0, ciou-seed1, focal-seed0"):
+        select(["gone"])
+
+
 @pytest.mark.parametrize("text", ['{"status": "runn', '["a list"]', '{"status": "finished"}', ""])
 def test_a_half_written_record_is_said_to_be_one(outputs, tmp_path, text):
     (tmp_path / "cut").mkdir()

@@ -165,6 +165,20 @@ def test_a_run_that_is_told_to_stop_twice_still_writes_its_record(work):
     assert record(run_folder(work))["status"] == "interrupted"
 
 
+def test_a_stop_that_comes_with_an_error_still_leaves_a_record(work):
+    """An error out of C code with a SIGTERM waiting, as when another worker is lost: Python sees the signal only after it."""
+    with (work / "tiny.py").open("a") as file:
+        file.write("""
+    def preprocess(self, inputs, targets, tsize):
+        import ctypes, itertools, operator
+        list(map(ctypes.pythonapi.PyErr_SetInterruptEx, itertools.chain([15], map(operator.floordiv, [1], [0]))))
+""")
+    done = cli(work, *TRAIN, check=False)
+    assert done.returncode != 0
+    facts = record(run_folder(work))
+    assert facts["status"] in ("failed", "interrupted") and facts["ended"], done.stderr[-2000:]
+
+
 def test_losses_with_a_memory_go_on_exactly_and_the_l1_term_starts_when_asked(work):
     """Their running means are no weights and stand in no checkpoint, yet a resumed run has them."""
     losses = (

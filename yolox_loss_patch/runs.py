@@ -154,7 +154,7 @@ def _folders(word: str) -> list[tuple[Path, bool]]:
 
 
 def _run_names(folder: Path) -> list[str]:
-    return sorted(path.parent.name for name in ("run.json", LOG) for path in folder.glob(f"*/{name}"))
+    return sorted({path.parent.name for name in ("run.json", LOG) for path in folder.glob(f"*/{name}")})
 
 
 def read(folder: Path) -> Run:
@@ -171,7 +171,7 @@ def read(folder: Path) -> Run:
     made_without_the_kit = read_plain(folder)
     if made_without_the_kit is not None:
         return Run(folder, *made_without_the_kit)
-    inside = sorted(set(_run_names(folder)))
+    inside = _run_names(folder)
     if inside:
         raise RunError(
             f"{str(folder)!r} is no run but holds some: {', '.join(inside)}. Say '{folder}/*' for all of them."

@@ -228,7 +228,12 @@ class Trainer(HostTrainer):
                 try:
                     self._run()
                 except BaseException as error:
-                    ignore_signals()
+                    # A signal that came while C code failed is seen by Python at its next call, which is this one. No
+                    # `suppress`: making it would be that call.
+                    try:  # noqa: SIM105
+                        ignore_signals()
+                    except KeyboardInterrupt:
+                        pass  # the error has the word; what comes now is ignored as well
                     lost = self._end(error)
                     if lost is not None:
                         raise RunError(lost) from error
