@@ -65,7 +65,7 @@ def test_a_word_that_is_no_run_is_answered(outputs, monkeypatch, word, said):
 def test_the_runs_that_there_are_are_named_once(outputs, monkeypatch):
     monkeypatch.chdir(outputs.parent)
     (outputs / "ciou-seed0" / "train_log.txt").touch()
-    with pytest.raises(RunError, match="There is no folder 'gone'.*holds: ciou-seed0, ciou-seed1, focal-seed0"):
+    with pytest.raises(RunError, match=r"There is no folder 'gone'.*holds: ciou-seed0, ciou-seed1, focal-seed0"):
         select(["gone"])
 
 
