@@ -327,3 +327,34 @@ def test_the_stage_collects_what_it_says():
     # YOLOX starts with a probability of 0.01 everywhere.
     assert float(stats["obj_fg"]) / stats["num_fg"] == pytest.approx(0.01, rel=0.5)
     assert float(stats["obj_bg"]) / stats["num_bg"] == pytest.approx(0.01, rel=0.5)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1024.0])  # half precision scales the loss
+@pytest.mark.parametrize(
+    "losses", [{}, {"loss_obj": "focal", "loss_iou": "ciou"}, {"loss_iou": dict(type="iou", loss_weight=0)}]
+)
+def test_the_stage_sums_the_gradients_at_the_heads_raw_outputs(losses, scale):
+    """Against what arrives at the last convolutions; with a box loss of weight 0 the offsets get the L1 term's only."""
+    only_l1 = losses.get("loss_iou", {}) == dict(type="iou", loss_weight=0)
+    head = make_head(use_l1=only_l1)
+    inputs = make_batch(batch=3, boxes=4)
+    ylp.patch_model(head, losses)
+    stage = stage_of(head)
+    stage.collect = True
+    arrived = {}
+    for part in ("reg_preds", "obj_preds", "cls_preds"):
+        for layer in getattr(head, part):
+            layer.register_full_backward_hook(
+                lambda _, __, out, part=part: arrived.update({part: arrived.get(part, 0) + out[0].abs().sum() / scale})
+            )
+    for _ in range(2):  # it sums
+        (scale * head(*inputs)[0]).backward()
+    got = {name: float(value) for name, value in stage.gradients.items()}
+    assert got["grad_box"] + got.get("grad_l1", 0) == pytest.approx(float(arrived["reg_preds"]), rel=1e-4)
+    assert (got["grad_box"] == 0) == only_l1 == ("grad_l1" in got)
+    assert got["grad_obj_fg"] + got["grad_obj_bg"] == pytest.approx(float(arrived["obj_preds"]), rel=1e-4)
+    assert got["grad_cls"] == pytest.approx(float(arrived["cls_preds"]), rel=1e-4)
+    if not losses:  # of BCE at YOLOX's start, p = 0.01: 1 - p an anchor of the foreground, p of the background
+        stats = {name: float(value) for name, value in stage.stats.items()}
+        assert got["grad_obj_fg"] == pytest.approx(2 * (1 - stats["obj_fg"] / stats["num_fg"]), rel=1e-4)
+        assert got["grad_obj_bg"] == pytest.approx(2 * stats["obj_bg"] / stats["num_fg"], rel=1e-4)

@@ -18,7 +18,10 @@ RUN, METRICS, PREDICTIONS = "run.json", "metrics.csv", "predictions"
 
 LOSS_COLUMNS = ("total_loss", "iou_loss", "conf_loss", "cls_loss", "l1_loss")
 AP_COLUMNS = ("AP", "AP50", "AP75", "AP90", "AP_small", "AP_medium", "AP_large", "AR")
-COLUMNS = ("epoch", *AP_COLUMNS, *LOSS_COLUMNS, "fg_iou", "obj_fg", "obj_bg", "lr", "seconds", "memory_mib")
+GRADIENT_COLUMNS = ("grad_box", "grad_obj_fg", "grad_obj_bg", "grad_cls", "grad_l1")
+COLUMNS = (
+    "epoch", *AP_COLUMNS, *LOSS_COLUMNS, "fg_iou", "obj_fg", "obj_bg", *GRADIENT_COLUMNS, "lr", "seconds", "memory_mib"
+)  # fmt: skip
 # Built by YOLOX on the experiment while it works; no settings.
 BUILT = ("model", "optimizer", "dataset")
 

@@ -123,7 +123,9 @@ class LossStage:
             default, so that nothing changes until you ask.
 
     With ``collect`` set, ``stats`` holds after each call the mean IoU of the foreground and the mean objectness on
-    foreground and background, as tensors, with the counts behind them.
+    foreground and background, as tensors, with the counts behind them, and ``gradients`` sums over the backward passes
+    how hard each term pulls at the network: the L1 norm of the gradient of the total loss at the head's raw outputs (the
+    offsets before decoding, the logits), objectness on foreground and background apart.
 
     Attributes:
         asked: the terms whose loss is not the default.
@@ -151,6 +153,7 @@ class LossStage:
         self.collect = False
         self._told = False
         self.stats: dict[str, Tensor | int] = {}
+        self.gradients: dict[str, Tensor] = {}
 
     def get_losses(
         self,
@@ -227,13 +230,18 @@ class LossStage:
         cls_targets = F.one_hot(found.classes, head.num_classes) * found.ious.unsqueeze(-1)
         loss_cls = term("cls", cls_logits, cls_targets, weights.get("label_weights"))
         loss_l1: Tensor | float = 0.0
+        offsets = None
         if head.use_l1:
             l1_targets = self._l1_targets(head, found, rows % outputs.shape[1], stride, x_shift, y_shift)
-            loss_l1 = term("l1", torch.cat(origin_preds, 1).view(-1, 4)[rows], l1_targets, box_weights)
+            offsets = torch.cat(origin_preds, 1).view(-1, 4)[rows]
+            loss_l1 = term("l1", offsets, l1_targets, box_weights)
         loss = loss_iou + loss_obj + loss_cls + loss_l1
 
         if self.collect:
             self._collect(found, rows, obj_logits.detach())
+            if loss.requires_grad:
+                cells = stride[0][rows % outputs.shape[1]].unsqueeze(1)
+                self._collect_gradients(loss, rows, cells, boxes, obj_logits, cls_logits, offsets)
         return loss, loss_iou, loss_obj, loss_cls, loss_l1, num_fg / max(found.num_gt, 1)
 
     def _rule(self, head_class: Any, device: torch.device) -> Rule | None:
@@ -315,3 +323,34 @@ class LossStage:
             "num_fg": found.num_fg,
             "num_bg": scores.numel() - found.num_fg,
         }
+
+    def _collect_gradients(
+        self,
+        loss: Tensor,
+        rows: Tensor,
+        stride: Tensor,
+        boxes: Tensor,
+        obj_logits: Tensor,
+        cls_logits: Tensor,
+        offsets: Tensor | None,
+    ) -> None:
+        """Let the backward pass of this batch add to ``gradients``."""
+        came: list[Tensor] = []  # the gradient of the loss itself: 1, or what loss scaling makes of it
+        loss.register_hook(lambda gradient: came.append(gradient.detach()))
+
+        def add(**pulls: Tensor) -> None:
+            for name, pull in pulls.items():
+                self.gradients[name] = self.gradients.get(name, 0) + pull / came[0]
+
+        def obj(gradient: Tensor) -> None:
+            size = gradient.abs()
+            foreground = size[rows].sum()
+            add(grad_obj_fg=foreground, grad_obj_bg=size.sum() - foreground)
+
+        # A centre moves by stride px a unit of its offset, a side by its own length.
+        raw = torch.cat([stride, stride, boxes.detach()[:, 2:]], 1)
+        boxes.register_hook(lambda gradient: add(grad_box=(gradient * raw).abs().sum()))
+        obj_logits.register_hook(obj)
+        cls_logits.register_hook(lambda gradient: add(grad_cls=gradient.abs().sum()))
+        if offsets is not None:
+            offsets.register_hook(lambda gradient: add(grad_l1=gradient.abs().sum()))

@@ -40,6 +40,7 @@ from .patch import find_head, stage_of
 from .plainrun import read_plain
 from .record import (
     BUILT,
+    GRADIENT_COLUMNS,
     LOSS_COLUMNS,
     RunRecord,
     evaluation_file,
@@ -506,6 +507,7 @@ class Trainer(HostTrainer):
         self.epoch_started = time.perf_counter()
         self.stage_seconds = 0.0
         self.sums: dict[str, float] = dict.fromkeys((*LOSS_COLUMNS, *_STATS), 0.0)
+        self.stage.gradients.clear()
 
     def train_one_iter(self) -> None:
         """One step; the weights are left alone when the loss is not finite."""
@@ -595,6 +597,8 @@ class Trainer(HostTrainer):
 
     def after_epoch(self) -> None:
         """Evaluate when it is due, then write the epoch down, then the checkpoint."""
+        unknown = 0.0 if self.stage.gradients else math.nan  # a fork's own get_losses does not tell
+        self.sums.update({name: float(self.stage.gradients.get(name, unknown)) for name in GRADIENT_COLUMNS})
         if self.is_distributed:
             self._join_epoch()
         row: dict[str, float | None] = {
@@ -603,6 +607,7 @@ class Trainer(HostTrainer):
             "fg_iou": _mean(self.sums["fg_iou"], self.sums["num_fg"]),
             "obj_fg": _mean(self.sums["obj_fg"], self.sums["num_fg"]),
             "obj_bg": _mean(self.sums["obj_bg"], self.sums["num_bg"]),
+            **{name: _mean(self.sums[name], self.max_iter) for name in GRADIENT_COLUMNS},
             "lr": self.meter["lr"].latest or self.optimizer.param_groups[0]["lr"],
         }
         means = {name: row[name] for name in ("fg_iou", "obj_fg", "obj_bg")}
@@ -637,7 +642,7 @@ class Trainer(HostTrainer):
         sums = torch.tensor(list(self.sums.values()), dtype=torch.float64, device=self.device)
         dist.all_reduce(sums)
         self.sums = dict(zip(self.sums, sums.tolist(), strict=True))
-        for name in LOSS_COLUMNS:
+        for name in (*LOSS_COLUMNS, *GRADIENT_COLUMNS):
             self.sums[name] /= self.world
         _average_norms(self.model, *([self.ema_model.ema] if self.use_model_ema else []))
 
@@ -757,7 +762,7 @@ _STATS = ("fg_iou", "obj_fg", "obj_bg", "num_fg", "num_bg")
 
 
 def _mean(total: float, count: float) -> float | None:
-    return total / count if count else None
+    return total / count if count and not math.isnan(total) else None
 
 
 def _peak_memory(device: torch.device) -> float | None:
