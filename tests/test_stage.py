@@ -10,6 +10,8 @@ from conftest import make_batch, make_head, run_head
 from yolox.exp.default.yolox_nano import Exp as NanoExp
 
 import yolox_loss_patch as ylp
+from yolox_loss_patch import build_loss
+from yolox_loss_patch.errors import ConfigError
 from yolox_loss_patch.patch import stage_of
 from yolox_loss_patch.stage import ElementWeights
 
@@ -189,6 +191,41 @@ MMDET = [
 @pytest.mark.parametrize("term,theirs,ours", MMDET)
 def test_mmdetection_dicts_keep_their_meaning(term, theirs, ours):
     assert repr(ylp.build_loss(term, theirs)) == repr(ylp.build_loss(term, ours))
+
+
+def test_a_calibrated_loss_starts_with_bces_pull_and_the_papers_without():
+    """At YOLOX's start, p = 0.01 everywhere, where focal's own pull is a quarter and a fraction of a thousandth of BCE's."""
+    inputs = make_batch(batch=3, boxes=4)
+    pulls = {}
+    for name, spec in {"bce": "bce", "calibrated": "focal", "paper": dict(type="focal", preset="paper")}.items():
+        head = make_head()
+        ylp.patch_model(head, {"loss_obj": spec})
+        stage = stage_of(head)
+        stage.collect = True
+        run_head(head, inputs)
+        pulls[name] = {key: float(value) for key, value in stage.gradients.items()}
+    for key in ("grad_obj_fg", "grad_obj_bg"):
+        assert pulls["calibrated"][key] == pytest.approx(pulls["bce"][key], rel=0.05)
+    assert pulls["paper"]["grad_obj_fg"] == pytest.approx(0.27 * pulls["bce"]["grad_obj_fg"], rel=0.1)
+    assert pulls["paper"]["grad_obj_bg"] < pulls["bce"]["grad_obj_bg"] / 2000
+
+
+@pytest.mark.parametrize("term", ["obj", "cls"])
+@pytest.mark.parametrize("name", ["focal", "varifocal", "quality_focal"])
+def test_the_papers_preset_is_the_formula(term, name):
+    inputs = make_batch(batch=3, boxes=4)
+    found, calls = run({f"loss_{term}": dict(type=name, preset="paper")}, inputs)
+    call = calls[term]
+    expected = build_loss(term, name)(call["pred"], call["target"], avg_factor=call["avg_factor"])
+    assert torch.equal(found[PLACE[term]].detach(), expected)
+    calibrated = run({f"loss_{term}": name}, inputs)[0][PLACE[term]]
+    assert not torch.allclose(calibrated, expected)
+
+
+def test_knobs_without_a_calibration_are_answered():
+    with pytest.raises(ConfigError, match=r"focal cannot be calibrated with these knobs.*preset='paper'"):
+        run({"loss_obj": dict(type="focal", alpha=0.0)}, make_batch())
+    run({"loss_obj": dict(type="focal", alpha=0.0, preset="paper")}, make_batch())
 
 
 def test_mpdiou_takes_the_size_of_the_batch():

@@ -21,6 +21,8 @@ class Loss:
         targets: which targets of the objectness term it can have, the default first.
         whole_set: it weighs and averages over its set itself, so no ``avg_factor`` divides it.
         wants: facts of the batch that it asks the loss stage for.
+        calibrated: what the loss stage does to it unless ``preset`` is ``paper``: ``curve``, `Calibrated`; a number, a
+            factor on ``loss_weight``; None, nothing (and there is no ``preset``).
         own: False for a user's class, which checks its own knobs.
     """
 
@@ -31,6 +33,7 @@ class Loss:
     targets: tuple[str, ...] = ("hard",)
     whole_set: bool = False
     wants: tuple[str, ...] = ()
+    calibrated: str | float | None = None
     own: bool = True
 
 
@@ -58,7 +61,11 @@ _DICE_FOCAL_TEXT = ("dice + weight x mean focal", "1606.04797, 1708.02002")
 ROWS: tuple[tuple[tuple[str, ...], str, Loss], ...] = (
     (("obj",), "bce", Loss(focal.bce, {"pos_weight": Knob(1.0, low=0)}, *_BCE, targets=_HARD_OR_IOU)),
     (("cls",), "bce", Loss(focal.bce, {"pos_weight": _POS_WEIGHT, "class_weight": _CLASS_WEIGHT}, *_BCE)),
-    (("obj", "cls"), "focal", Loss(focal.focal, _FOCAL, "alpha_t (1-p_t)^gamma BCE", "1708.02002")),
+    (
+        ("obj", "cls"),
+        "focal",
+        Loss(focal.focal, _FOCAL, "alpha_t (1-p_t)^gamma BCE", "1708.02002", calibrated="curve"),
+    ),
     (
         ("obj", "cls"),
         "varifocal",
@@ -68,6 +75,7 @@ ROWS: tuple[tuple[tuple[str, ...], str, Loss], ...] = (
             "t > 0: t BCE(p, t); t = 0: alpha p^gamma BCE",
             "2008.13367",
             targets=_IOU_OR_HARD,  # the paper's target is the IoU of the matched box
+            calibrated="curve",
         ),
     ),
     (
@@ -79,6 +87,7 @@ ROWS: tuple[tuple[tuple[str, ...], str, Loss], ...] = (
             "|t - p|^beta BCE(p, t)",
             "2006.04388",
             targets=_IOU_OR_HARD,  # the same
+            calibrated="curve",
         ),
     ),
     (

@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "list": (_list, "the losses, their formulas and knobs"),
         "doctor": (_doctor, "what is installed, the experiment and its data, and what to do about each finding"),
         "verify": (_verify, "stock against kit on this machine and experiment; difference expected 0"),
+        "calibrate": (_calibrate, "how hard each term pulls, stock against the chosen losses, and the knobs that fit"),
         "plot": (_plot, "losses and their gradients as curves; box losses at work"),
     }
     subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
@@ -193,6 +194,20 @@ def _verify(words: list[str]) -> None:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help=_DEVICE)
     args = parser.parse_args(words)
     report(verify(args.exp_file, args.name, args.opts, steps=args.steps, batch_size=args.batch_size, device=args.device))
+
+
+def _calibrate(words: list[str]) -> None:
+    from .calibrate import calibrate
+
+    parser = _experiment_parser("calibrate", (calibrate.__doc__ or "").splitlines()[0])
+    parser.add_argument("--steps", type=int, default=48, help="steps of each training (48)")
+    parser.add_argument("-b", "--batch-size", type=int, default=8, help="images a step (8)")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help=_DEVICE)
+    parser.add_argument("--ckpt", help="a checkpoint to start from, as for fine-tuning")
+    parser.add_argument("--out", help="folder for calibration.png and .csv (default: the folder of the experiment's run)")
+    args = parser.parse_args(words)
+    print(calibrate(args.exp_file, args.name, args.opts, steps=args.steps, batch_size=args.batch_size, device=args.device,
+                    ckpt=args.ckpt, out=args.out))  # fmt: skip
 
 
 def _import_exp(exp_file: str | None) -> None:

@@ -28,6 +28,7 @@ COMMON = {
 }
 # What the loss stage does before and after the loss itself; a user's own losses have these too.
 _AVG_FACTOR = Knob("num_fg", choices=("num_fg", "num_gt", "batch", "global"))
+_PRESET = Knob("calibrated", choices=("calibrated", "paper"))
 _SAMPLER = Knob(
     None,
     parse=sampler,
@@ -38,12 +39,14 @@ _START_EPOCH = Knob(
     parse=first_epoch,
     words="a whole number at least 1 (an epoch as the log counts), or None: YOLOX's no_aug_epochs",
 )
-STAGE_KNOBS = ("target", "sampler", "avg_factor", "start_epoch")
+STAGE_KNOBS = ("preset", "target", "sampler", "avg_factor", "start_epoch")
 
 
 def stage_knobs(term: str, loss: Loss) -> dict[str, Knob]:
     """The settings of a term that the loss stage carries out, whatever the loss."""
-    knobs = {} if loss.whole_set else {"avg_factor": _AVG_FACTOR}
+    knobs = {} if loss.calibrated is None else {"preset": _PRESET}
+    if not loss.whole_set:
+        knobs["avg_factor"] = _AVG_FACTOR
     if term == "obj":
         knobs.update(target=Knob(loss.targets[0], choices=loss.targets), sampler=_SAMPLER)
     if term == "l1":
@@ -243,6 +246,7 @@ def _unknown_knob(registry: Registry, term: str, name: str, key: Any, knobs: lis
     others = [other for other, row in registry.rows[term].items() if key in row.knobs]
     owner = f" It is a knob of {', '.join(others)}." if others else nearest(key, knobs)
     reasons = {
+        "preset": "Nothing of it is calibrated.",
         "target": "Only loss_obj has a target.",
         "sampler": "Only loss_obj has a sampler: the other terms look at the foreground anchors, all of them.",
         "start_epoch": "Only loss_l1 starts later than the training.",

@@ -15,10 +15,11 @@ from . import hosts
 from .assign import Assignment, Rule, fast_assign, host_assign
 from .config import LossConfig
 from .errors import ConfigError, NonFiniteError
+from .losses.calibration import Calibrated
 from .losses.sampler import RandomSampler
 from .losses.state import number_of_ranks, sum_over_ranks
 from .losses.terms import TermLoss
-from .registry import TERMS, build_loss, nearest
+from .registry import LOSSES, TERMS, build_loss, nearest
 
 # YOLOX's fixed factor on the box loss; `loss_weight` of the iou term multiplies it.
 BOX_WEIGHT = 5.0
@@ -111,6 +112,27 @@ class ElementWeights:
         return weights
 
 
+def _build(term: str, resolved: Mapping[str, Any]) -> Any:
+    """The loss of a term, brought to YOLOX's scale and meaning where its preset says so.
+
+    Raises:
+        ConfigError: knobs with which it has no calibration.
+    """
+    loss, how = build_loss(term, resolved), LOSSES.get(term, resolved["type"]).calibrated
+    if how is None or resolved["preset"] == "paper":
+        return loss
+    if isinstance(how, float):
+        return build_loss(term, {**resolved, "loss_weight": how * resolved["loss_weight"]})
+    assert isinstance(loss, TermLoss)  # as all losses of the kit are
+    try:
+        return Calibrated(loss)
+    except ValueError as error:
+        raise ConfigError(
+            f"loss_{term}: {resolved['type']} cannot be calibrated with these knobs, as {error}. Write preset='paper' to "
+            "train the formula as it is."
+        ) from error
+
+
 class LossStage:
     """Label assignment, targets and the four loss terms of one head.
 
@@ -137,7 +159,7 @@ class LossStage:
         self.config = config
         resolved = config.resolved()
         defaults = LossConfig().resolved()
-        self.losses: dict[str, Any] = {term: build_loss(term, getattr(config, f"loss_{term}")) for term in TERMS}
+        self.losses: dict[str, Any] = {term: _build(term, resolved[term]) for term in TERMS}
         self.asked = [term for term in TERMS if resolved[term] != defaults[term]]
         for term, module in (own or {}).items():
             if term not in self.asked:

@@ -116,7 +116,7 @@ def _verify(exp: Any, steps: int, batch_size: int, device: torch.device) -> Iter
     batches, finding = _batches(exp, batch_size, min(steps, _BATCHES), device)
     yield finding
     model.to(device).train()
-    optimizer = _optimizer(exp, batch_size)
+    optimizer = fresh_optimizer(exp, batch_size)
 
     # L1 comes in the last epochs of a training; here in the second half, and in the check of one batch.
     find_head(model).use_l1 = True
@@ -223,7 +223,7 @@ def _own_losses(exp: Any, batch: Batch) -> Iterator[Finding]:
             "Call super().get_model() in the experiment's class, or patch_model() at its end.",
         )
         return
-    optimizer = _optimizer(exp, len(batch[0]))
+    optimizer = fresh_optimizer(exp, len(batch[0]))
     stage.l1_is_scheduled = True
     find_head(model).use_l1 = True
     found = _pass(model, batch)
@@ -256,8 +256,8 @@ def _own_losses(exp: Any, batch: Batch) -> Iterator[Finding]:
         )
 
 
-def _optimizer(exp: Any, batch_size: int) -> Any:
-    """A fresh optimizer of the experiment, which keeps the one it made, past the warm-up that starts from 0."""
+def fresh_optimizer(exp: Any, batch_size: int) -> Any:
+    """A new optimizer of the experiment, which keeps the one it made, past the warm-up that starts from 0."""
     vars(exp).pop("optimizer", None)
     optimizer = exp.get_optimizer(batch_size)
     for group in optimizer.param_groups:

@@ -1,0 +1,130 @@
+"""Calibrated losses: what their logits mean, how hard they pull, against the formulas worked out by hand in float64."""
+
+import math
+
+import pytest
+import torch
+from scipy.optimize import brentq, minimize_scalar
+
+from yolox_loss_patch import build_loss
+from yolox_loss_patch.losses.calibration import PRIOR, Calibrated
+
+# (spec, pull at target 1, pull at target 0), in the loss's own probability s, from the papers' formulas
+LOSSES = [
+    (
+        dict(type="focal", alpha=0.25, gamma=2.0),
+        lambda s: 0.25 * (1 - s) ** 2 * (1 - s - 2 * s * math.log(s)),
+        lambda s: 0.75 * s**2 * (s - 2 * (1 - s) * math.log(1 - s)),
+    ),
+    (
+        dict(type="focal", alpha=0.6, gamma=1.0),
+        lambda s: 0.6 * (1 - s) * (1 - s - s * math.log(s)),
+        lambda s: 0.4 * s * (s - (1 - s) * math.log(1 - s)),
+    ),
+    (
+        dict(type="varifocal", alpha=0.75, gamma=2.0),
+        lambda s: 1 - s,
+        lambda s: 0.75 * s**2 * (s - 2 * (1 - s) * math.log(1 - s)),
+    ),
+    (
+        dict(type="quality_focal", beta=2.0),
+        lambda s: (1 - s) ** 2 * (1 - s - 2 * s * math.log(s)),
+        lambda s: s**2 * (s - 2 * (1 - s) * math.log(1 - s)),
+    ),
+]
+CHANCES = (0.0005, 0.01, 0.1, 0.3, 0.5, 0.8, 0.97, 0.9995)
+
+
+def logit(p):
+    return math.log(p / (1 - p))
+
+
+def sigmoid(x):
+    return 1 / (1 + math.exp(-x))
+
+
+def own_logit(chance, up, down):
+    """The loss's logit that stands for a chance of foreground: where the pulls, weighed by it, cancel."""
+    return brentq(lambda z: math.log(down(sigmoid(z)) / up(sigmoid(z))) - logit(chance), -16, 16, xtol=1e-13)
+
+
+@pytest.mark.parametrize("spec,up,down", LOSSES)
+def test_value_and_pull(spec, up, down):
+    paper, calibrated = build_loss("obj", spec), Calibrated(build_loss("obj", spec))
+
+    def bend(chance):
+        step = 1e-4
+        x = logit(chance)
+        return (own_logit(sigmoid(x + step), up, down) - own_logit(sigmoid(x - step), up, down)) / (2 * step)
+
+    at_prior = sigmoid(own_logit(PRIOR, up, down))
+    pull = (up(at_prior) + down(at_prior)) * bend(PRIOR)
+    assert calibrated.pull == pytest.approx(pull, rel=2e-3)
+    for chance in CHANCES:
+        z = own_logit(chance, up, down)
+        for target in (1.0, 0.0, 0.7):
+            x = torch.tensor([logit(chance)], dtype=torch.float64, requires_grad=True)
+            value = calibrated(x, torch.full_like(x, target), reduction_override="sum")
+            own = paper(torch.tensor([z], dtype=torch.float64), torch.full_like(x, target), reduction_override="sum")
+            assert float(value) == pytest.approx(float(own) / pull, rel=3e-3, abs=1e-9)
+            (gradient,) = torch.autograd.grad(value, x)
+            if target in (0.0, 1.0):
+                expected = down(sigmoid(z)) if target == 0 else -up(sigmoid(z))
+                assert float(gradient) == pytest.approx(expected * bend(chance) / pull, rel=1e-2)
+
+
+@pytest.mark.parametrize("spec,up,down", LOSSES)
+@pytest.mark.parametrize("chance", CHANCES)
+def test_it_is_smallest_where_the_score_is_the_chance(spec, up, down, chance):
+    loss = Calibrated(build_loss("obj", spec))
+
+    def expected(x):
+        logits = torch.full((2,), x, dtype=torch.float64)
+        values = loss(logits, torch.tensor([1.0, 0.0], dtype=torch.float64), reduction_override="none")
+        return float(chance * values[0] + (1 - chance) * values[1])
+
+    found = minimize_scalar(expected, bounds=(-14, 14), method="bounded", options={"xatol": 1e-6}).x
+    assert found == pytest.approx(logit(chance), abs=0.03)
+
+
+@pytest.mark.parametrize("spec", ["bce", dict(type="focal", alpha=-1, gamma=0), dict(type="quality_focal", beta=0)])
+def test_bce_stays_what_it_is(spec):
+    x = torch.linspace(-30, 30, 500, dtype=torch.float64)
+    target = torch.rand(500, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    loss = Calibrated(build_loss("obj", spec))
+    assert loss.pull == pytest.approx(1, rel=1e-6)
+    expected = build_loss("obj", "bce")(x, target, reduction_override="none")
+    assert torch.allclose(loss(x, target, reduction_override="none"), expected, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("spec", [row[0] for row in LOSSES] + [dict(type="focal", gamma=5.0), dict(type="varifocal", gamma=0.0)])
+def test_finite_and_monotone_at_any_logit(spec, dtype):
+    loss = Calibrated(build_loss("obj", spec))
+    x = torch.linspace(-100, 100, 2001, dtype=dtype, requires_grad=True)
+    for target, sign in ((1.0, -1), (0.0, 1)):
+        value = loss(x, torch.full_like(x, target), reduction_override="none")
+        (gradient,) = torch.autograd.grad(value.sum(), x)
+        assert value.isfinite().all() and gradient.isfinite().all()
+        assert (value >= 0).all() and (sign * gradient >= 0).all()
+
+
+def test_the_arguments_of_a_loss_module_reach_the_loss():
+    x, target = torch.tensor([-2.0, 0.5, 3.0]), torch.tensor([0.0, 1.0, 0.0])
+    loss = Calibrated(build_loss("obj", dict(type="focal", loss_weight=3.0)))
+    elements = Calibrated(build_loss("obj", "focal"))(x, target, reduction_override="none")
+    weight = torch.tensor([1.0, 2.0, 0.0])
+    assert torch.allclose(loss(x, target, weight=weight, avg_factor=5.0), 3 * (elements * weight).sum() / 5)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_a_loss_that_pulls_one_way_only_cannot_be_calibrated(alpha):
+    with pytest.raises(ValueError, match="no probability"):
+        Calibrated(build_loss("obj", dict(type="focal", alpha=alpha)))
+
+
+def test_weight_zero_is_no_loss():
+    x = torch.tensor([-2.0, 0.5], requires_grad=True)
+    loss = Calibrated(build_loss("obj", dict(type="focal", loss_weight=0.0)))(x, torch.tensor([0.0, 1.0]))
+    loss.backward()
+    assert loss == 0 and not x.grad.any()

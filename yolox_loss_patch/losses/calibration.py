@@ -1,0 +1,96 @@
+"""Losses of another scale and another meaning of the score, brought to those of binary cross entropy.
+
+YOLOX uses sigmoid(logit) as a probability in three places: the score of a detection, the cost of the label assignment,
+and the prior that its biases start from. BCE is smallest where the score is that probability. Focal and its relatives
+are smallest somewhere else: focal(0.25, 2) says 0.1 where the chance is 0.01, and YOLOX's start at 0.01 leaves its
+background 4,460 times less gradient than BCE's. Which probability a score stands for can be read off the loss, where
+its pulls on foreground and background cancel (2011.09172 does so for focal loss). With that the loss is trained on a
+logit that means what BCE's means, and weighed by its pull at YOLOX's start.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from .boxes import upcast
+from .terms import TermLoss
+
+#: YOLOX's own prior: the probability of foreground that its heads start from.
+PRIOR = 0.01
+_REACH = 16.0  # of the losses' logits that are looked at; beyond, the ends go on as straight lines
+_STEP = 0.01
+
+
+class _Interpolate(torch.autograd.Function):
+    """A function known at equal steps from ``start``, linear in between and beyond."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, values: Tensor, start: float) -> Tensor:
+        place = (logits - start) / _STEP
+        index = place.floor().clamp_(0, len(values) - 2).long()
+        left = values[index]
+        rise = values[index + 1] - left
+        ctx.save_for_backward(rise)
+        return left.addcmul_(place.sub_(index), rise)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (rise,) = ctx.saved_tensors
+        return gradient * rise / _STEP, None, None
+
+
+class Calibrated(nn.Module):
+    """A loss of logits, trained on logits whose sigmoid is the chance of foreground that the loss stands for.
+
+    Let ``g1(z)`` and ``g0(z)`` be how hard the loss pulls up at target 1 and down at target 0. With a chance p of
+    foreground they cancel at ``p g1 = (1 - p) g0``, so the loss's logit z stands for the probability's logit
+    ``x(z) = log g0(z) - log g1(z)``. The loss here is ``loss(z(x)) / u``, with u the pull of both together at YOLOX's
+    prior, ``g0 dz/dx + g1 dz/dx`` at p = 0.01, which is 1 for BCE. Of BCE nothing changes.
+
+    On soft targets (the IoU of the matched box) the same curve is used.
+
+    Args:
+        loss: an element-wise loss. Its ``loss_weight`` multiplies the result.
+
+    Raises:
+        ValueError: the pulls have no such curve: one is 0, or the loss's score falls where the chance rises.
+    """
+
+    def __init__(self, loss: TermLoss) -> None:
+        super().__init__()
+        self.loss = loss
+        logits = torch.arange(-_REACH, _REACH + _STEP / 2, _STEP, dtype=torch.float64)
+        up, down = (_pull(loss, logits, target) for target in (1.0, 0.0))
+        means = down.log() - up.log()
+        steps = means.diff()
+        if not bool((torch.isfinite(means)).all()) or not bool((steps > 0).all()):
+            raise ValueError("its score has no probability that it stands for")
+        start, end = float(means[0]), float(means[-1])
+        grid = torch.arange(start, end, _STEP, dtype=torch.float64)
+        place = torch.searchsorted(means, grid).clamp(1, len(means) - 1)
+        self.start = start
+        # No buffer: a stage is no part of the model, so nobody moves it to a device.
+        self.curve = logits[place - 1] + (grid - means[place - 1]) * (_STEP / steps[place - 1])
+        prior = torch.logit(torch.tensor(PRIOR, dtype=torch.float64))
+        at = int(torch.searchsorted(means, prior))
+        self.pull = float((up[at] + down[at]) * _STEP / steps[at - 1])
+
+    def forward(self, pred: Tensor, target: Tensor, **facts: Any) -> Tensor:
+        """The loss of logits ``pred``, any shape, against a ``target`` of that shape; as `TermLoss.forward`."""
+        pred, target = upcast(pred, target)
+        self.curve = self.curve.to(pred)  # from then on it is where the logits are
+        value: Tensor = self.loss(_Interpolate.apply(pred, self.curve, self.start), target, **facts)
+        return value / self.pull
+
+
+def _pull(loss: TermLoss, logits: Tensor, target: float) -> Tensor:
+    """How hard a loss of weight 1 pulls at each of these logits, towards the target."""
+    logits = logits.clone().requires_grad_()
+    value = loss.kernel(logits, torch.full_like(logits, target), **loss.knobs)
+    (gradient,) = torch.autograd.grad(value.sum(), logits)
+    return -gradient if target else gradient
