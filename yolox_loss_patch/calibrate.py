@@ -308,6 +308,8 @@ def _with_weights(specs: Mapping[str, Any], stock: Trial, last: Trial) -> dict[s
         wanted, pull = stock.pull(term), last.pull(term)
         if not wanted or not pull or 1 / _NEAR <= pull / wanted <= _NEAR:
             continue
+        if term == "iou" and _far(resolved) > 1 > _near(resolved):
+            continue  # harder on bad boxes and softer on good ones: a weight that fits the start would not fit the end
         weight = float(f"{resolved['loss_weight'] * wanted / pull:.2g}")
         found[f"loss_{term}"] = {**_as_dict(found[f"loss_{term}"]), "loss_weight": weight}
     return found
@@ -331,7 +333,7 @@ def _warnings(exp: Any, trials: Sequence[Trial]) -> Iterator[str]:
             "about IoU squared, so thresholds on it have to be lower"
         )
     if "iou" in asked:
-        near, far = (_against_stock(asked["iou"], iou) for iou in (0.9, 0.2))
+        near, far = _near(asked["iou"]), _far(asked["iou"])
         if not 1 / 1.5 <= far / max(near, 1e-9) <= 1.5:
             yield (
                 f"loss_iou {asked['iou']['type']} pulls boxes of IoU 0.2 {far:.2g} times as hard as stock's 1 - IoU**2, and "
@@ -344,6 +346,14 @@ def _warnings(exp: Any, trials: Sequence[Trial]) -> Iterator[str]:
                 f"loss_{term} still pulls {ratio:.2g} times as hard as stock's; with this loss the pull does not follow its "
                 "loss_weight in so short a training. Compare whole trainings with yolox-loss sweep"
             )
+
+
+def _near(resolved: Mapping[str, Any]) -> float:
+    return _against_stock(resolved, iou=0.9)
+
+
+def _far(resolved: Mapping[str, Any]) -> float:
+    return _against_stock(resolved, iou=0.2)
 
 
 def _against_stock(resolved: Mapping[str, Any], iou: float) -> float:
