@@ -46,7 +46,7 @@ def make_run(folder, data, error=0.12, seed=0, losses=None, status="finished", e
     for epoch in range(1, epochs + 1):
         row = {"epoch": epoch, "total_loss": 8 / epoch, "iou_loss": 3 / epoch, "conf_loss": 3 / epoch, "cls_loss": 1 / epoch,
                "l1_loss": 1 / epoch, "fg_iou": 0.6, "obj_fg": 0.5, "obj_bg": 0.03, "lr": 0.01, "seconds": 1.5,
-               "memory_mib": 900 + epoch}  # fmt: skip
+               "memory_mib": 900 + epoch, "grad_box": 5.0, "grad_obj_fg": 0.5, "grad_obj_bg": 0.4, "grad_cls": 0.6}  # fmt: skip
         if epoch % 2 == 0:
             found = made.detect(truth, error + 0.05 * (epochs - epoch), seed=1000 * seed + epoch + int(error * 1e9))
             row.update(coco_metrics(coco, found)[0])

@@ -87,6 +87,8 @@ ANSWER, CURVES, WHY, COST = "Answer", "Training curves", "Errors and scores", "C
 _CURVES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("IoU of the foreground", ("fg_iou",)),
     ("Objectness (solid: foreground, dashed: background)", ("obj_fg", "obj_bg")),
+    ("Pull of objectness (solid: foreground, dashed: background)", ("grad_obj_fg", "grad_obj_bg")),
+    ("Pull of the boxes (L1 norm of the gradient)", ("grad_box",)),
     ("Box loss (not comparable between losses)", ("iou_loss",)),
     ("Objectness loss (not comparable between losses)", ("conf_loss",)),
     ("Class loss (not comparable between losses)", ("cls_loss",)),
@@ -370,7 +372,7 @@ def _curves(axes: Axes, look: Look, results: Sequence[Result], columns: tuple[st
                       markevery=(place % every, every))  # fmt: skip
             if column == columns[0]:
                 ends.append((mean[-1], place, one.label))
-    if columns == ("obj_fg", "obj_bg"):
+    if len(columns) > 1:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
