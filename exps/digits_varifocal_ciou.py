@@ -20,7 +20,7 @@ class Exp(ylp.LossExp, BaseExp):
         self.seed = 0
 
         # ---------------- losses ---------------- #
-        self.loss_obj = dict(type="varifocal", target="iou", loss_weight=3.0)  # the weight: see the README
+        self.loss_obj = "varifocal"
         self.loss_iou = "ciou"
 
         # ---------------- data ------------------ #

@@ -29,8 +29,9 @@ class Exp(ylp.LossExp, BaseExp):  # LossExp first
         # Objectness: "bce", "focal", "varifocal", "quality_focal", "ghmc", "dice", "tversky", "dice_focal"
         self.loss_obj = "bce"
         # self.loss_obj = dict(type="bce", target="iou")               # the score learns the IoU of the matched box
-        # self.loss_obj = dict(type="varifocal", alpha=0.75, gamma=2.0, target="iou", loss_weight=3.0)
-        # self.loss_obj = dict(type="focal", alpha=0.75, gamma=2.0)
+        # self.loss_obj = "varifocal"                                  # calibrated: weight and score as BCE's
+        # self.loss_obj = dict(type="focal", alpha=0.25, gamma=2.0)
+        # self.loss_obj = dict(type="focal", preset="paper")           # the formula as published; see docs/swaps.md
         # Boxes: "iou", "giou", "diou", "ciou", "eiou", "alpha_ciou", "siou", "wiou", "shape_iou", "inner_ciou", ...
         self.loss_iou = "iou"
         # self.loss_iou = "ciou"

@@ -9,4 +9,4 @@ class Exp(ylp.LossExp, BaseExp):
     def __init__(self):
         super().__init__()
         self.exp_name = "yolox_s_focal"
-        self.loss_obj = dict(type="focal", alpha=0.75, gamma=2.0)
+        self.loss_obj = dict(type="focal", alpha=0.25, gamma=2.0)

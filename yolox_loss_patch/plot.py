@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .errors import ConfigError
 from .knobs import nearest
+from .losses.calibration import PRIOR
 from .registry import LOSSES, TERMS, build_loss
 
 _FORMATS = (".png", ".svg")
@@ -49,8 +50,8 @@ def plot(words: Sequence[str], out: str, regression: bool = False, points: int =
         axes.set_title(f"{points} places x 49 anchors x 7 targets, as in the DIoU paper", fontsize=10)
         _finish(axes)
     else:
-        panels = {"iou": _box_panels, "l1": _offset_panels}.get(term, _score_panels)
-        figure, grid = plt.subplots(2, 2, figsize=(11, 7.5), layout="constrained")
+        panels, columns = {"iou": (_box_panels, 2), "l1": (_offset_panels, 2)}.get(term, (_score_panels, 3))
+        figure, grid = plt.subplots(2, columns, figsize=(5.5 * columns, 7.5), layout="constrained")
         panels(grid, losses)
         for axes in grid.flat:
             _finish(axes)
@@ -110,7 +111,7 @@ def _element_wise(term: str, spec: dict[str, Any]) -> Any:
 
 
 def _score_panels(grid: Any, losses: dict[str, Any]) -> None:
-    """Loss and gradient over the probability, for foreground and background."""
+    """Loss and gradient over the score, for foreground and background; the chance that the score stands for."""
     logits = torch.linspace(-9, 9, 721, dtype=torch.float64)
     p = torch.sigmoid(logits)
     for column, target in enumerate((1.0, 0.0)):
@@ -119,8 +120,18 @@ def _score_panels(grid: Any, losses: dict[str, Any]) -> None:
             grid[0, column].plot(p, value, label=label)
             grid[1, column].plot(p, gradient.abs(), label=label)
         what = "foreground (target 1)" if target else "background (target 0)"
-        grid[0, column].set(title=f"loss, {what}", xlabel="probability", ylim=(0, 5))
-        grid[1, column].set(title=f"|gradient| to the logit, {what}", xlabel="probability", yscale="log", ylim=(1e-6, 3))
+        grid[0, column].set(title=f"loss, {what}", xlabel="score", ylim=(0, 5))
+        grid[1, column].set(title=f"|gradient| to the logit, {what}", xlabel="score", yscale="log", ylim=(1e-6, 3))
+    for label, loss in losses.items():
+        up, down = (loss(logits, torch.full_like(logits, target))[1].abs() for target in (1.0, 0.0))
+        chance = down / (up + down)  # where the pulls cancel
+        grid[0, 2].plot(p, chance, label=label)
+        # In that chance every such loss is BCE with a weight.
+        weight = (up + down) / torch.gradient(torch.logit(chance), spacing=(logits,))[0]
+        at_prior = int((chance - PRIOR).abs().argmin())
+        grid[1, 2].plot(chance[1:-1], (weight / weight[at_prior])[1:-1], label=label)  # the ends have one neighbour
+    grid[0, 2].set(title="chance of foreground that a score stands for", xlabel="score", yscale="log", ylim=(1e-4, 1))
+    grid[1, 2].set(title="the same loss as BCE of that chance: its weight", xlabel="chance of foreground", ylim=(0, 4))
 
 
 def _box_panels(grid: Any, losses: dict[str, Any]) -> None:
