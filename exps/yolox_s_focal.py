@@ -1,4 +1,4 @@
-"""YOLOX-s with focal loss for objectness, as in the article on YOLOX with focal loss: 0.75 on foreground, 0.25 on background."""
+"""YOLOX-s with focal loss for objectness, calibrated: it starts with the pull of BCE and scores mean what they meant."""
 
 from yolox.exp.default.yolox_s import Exp as BaseExp
 
