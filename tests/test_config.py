@@ -60,6 +60,13 @@ def test_mmdetection_dicts_keep_their_meaning(term, theirs, ours):
     assert isinstance(ylp.build_loss(term, theirs), ylp.build_loss(term, ours).__class__)
 
 
+@pytest.mark.parametrize("term,name", [(term, name) for term, names in ylp.available_losses().items() for name in names])
+def test_every_loss_has_the_papers_preset(term, name):
+    paper, default = resolve(term, dict(type=name, preset="paper")), resolve(term, name)
+    assert default.get("preset") == ("calibrated" if "focal" in name and name not in ("dice_focal", "focal_eiou") else None)
+    assert {**paper, "preset": None} == {**default, "preset": None}
+
+
 # term, spec, words of the answer
 WRONG = [
     ("obj", "focl", ["'focl'", "Did you mean 'focal'", "bce, focal, varifocal"]),
@@ -75,6 +82,8 @@ WRONG = [
     ("obj", dict(type="focal", target="iou"), ["hard targets only", "varifocal"]),
     ("obj", dict(type="bce", target="ious"), ["target", "hard, iou", "Did you mean 'iou'"]),
     ("cls", dict(type="bce", target="iou"), ["Only loss_obj has a target"]),
+    ("obj", dict(type="focal", preset="papers"), ["preset", "calibrated, paper", "Did you mean 'paper'"]),
+    ("iou", dict(type="ciou", preset=1), ["preset", "calibrated, paper"]),
     ("iou", dict(type="iou", mode="sqare"), ["square, linear, log", "Did you mean 'square'"]),
     ("iou", dict(type="ciou", gate=1), ["gate", "True or False"]),
     ("iou", dict(type="alpha_iou", alpha=0), ["alpha", "above 0"]),

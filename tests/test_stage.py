@@ -222,6 +222,16 @@ def test_the_papers_preset_is_the_formula(term, name):
     assert not torch.allclose(calibrated, expected)
 
 
+def test_own_losses_have_no_preset():
+    @ylp.LOSSES.register_module(name="LossWithoutPreset", term="obj")
+    class Own(torch.nn.Module):
+        def forward(self, pred, target, weight=None, avg_factor=None, reduction_override=None):
+            return pred.sum()
+
+    with pytest.raises(ConfigError, match=r"no knob 'preset'.*its own losses only"):
+        run({"loss_obj": dict(type="LossWithoutPreset", preset="paper")}, make_batch())
+
+
 def test_knobs_without_a_calibration_are_answered():
     with pytest.raises(ConfigError, match=r"focal cannot be calibrated with these knobs.*preset='paper'"):
         run({"loss_obj": dict(type="focal", alpha=0.0)}, make_batch())

@@ -217,6 +217,9 @@ def resolve(term: str, spec: Any, registry: Registry | None = None) -> dict[str,
     loss = registry.get(term, name)
     knobs = {**loss.knobs, **{key: knob for key, knob in COMMON.items() if key not in loss.knobs}}
     knobs.update(stage_knobs(term, loss))
+    if loss.own and loss.calibrated is None and "preset" in spec:
+        # Both presets are the formula: it can be said of every loss of the kit, and changes nothing.
+        _PRESET.check(f"loss_{term}: preset of {name!r}", spec.pop("preset"))
     resolved: dict[str, Any] = {"type": name}
     for key in spec:
         if key not in knobs:
@@ -246,7 +249,7 @@ def _unknown_knob(registry: Registry, term: str, name: str, key: Any, knobs: lis
     others = [other for other, row in registry.rows[term].items() if key in row.knobs]
     owner = f" It is a knob of {', '.join(others)}." if others else nearest(key, knobs)
     reasons = {
-        "preset": "Nothing of it is calibrated.",
+        "preset": "The kit calibrates its own losses only.",
         "target": "Only loss_obj has a target.",
         "sampler": "Only loss_obj has a sampler: the other terms look at the foreground anchors, all of them.",
         "start_epoch": "Only loss_l1 starts later than the training.",
