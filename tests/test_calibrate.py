@@ -102,7 +102,7 @@ def test_what_cannot_be_is_answered(found, opts, steps, words):
 
 
 def test_on_the_command_line(work, digits):
-    (work / "own.py").write_text(EXP.format(data=str(digits)) + "        self.loss_obj = 'varifocal'\n")
+    (work / "own.py").write_text(EXP.format(data=str(digits)) + "        self.loss_obj = dict(type='varifocal', target='iou')\n")
     words = ("calibrate", "-f", "own.py", "--steps", "4", "-b", "2", "--device", "cpu")
     done = cli(work, *words)
     assert "objectness, background" in done.stdout and "warning: the objectness target is the IoU" in done.stdout

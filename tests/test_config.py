@@ -22,14 +22,6 @@ def test_equal_is_what_would_train_the_same():
     assert hash(ylp.LossConfig(loss_iou="ciou")) == hash(ylp.LossConfig(loss_iou={"type": "ciou"}))
 
 
-@pytest.mark.parametrize(
-    "name,term,target",
-    [("bce", "obj", "hard"), ("focal", "obj", "hard"), ("varifocal", "obj", "iou"), ("bce", "cls", None)],
-)
-def test_the_target_of_the_objectness_term(name, term, target):
-    assert resolve(term, name).get("target") == target
-
-
 # spec for a term, and what it means
 MMDET = [
     (
@@ -64,7 +56,27 @@ def test_mmdetection_dicts_keep_their_meaning(term, theirs, ours):
 def test_every_loss_has_the_papers_preset(term, name):
     paper, default = resolve(term, dict(type=name, preset="paper")), resolve(term, name)
     assert default.get("preset") == ("calibrated" if "focal" in name and name not in ("dice_focal", "focal_eiou") else None)
-    assert {**paper, "preset": None} == {**default, "preset": None}
+    assert {**paper, "preset": None, "target": None} == {**default, "preset": None, "target": None}
+
+
+@pytest.mark.parametrize(
+    "spec,target",
+    [
+        ("varifocal", "hard"),  # calibrated; YOLOX's class targets carry the IoU already
+        (dict(type="varifocal", preset="paper"), "iou"),
+        (dict(type="varifocal", target="iou"), "iou"),
+        (dict(type="varifocal", preset="paper", target="hard"), "hard"),
+        (dict(type="quality_focal", preset="paper"), "iou"),
+        (dict(type="focal", preset="paper"), "hard"),
+        ("bce", "hard"),
+    ],
+)
+def test_the_target_of_the_objectness_term(spec, target):
+    assert resolve("obj", spec)["target"] == target
+
+
+def test_the_class_term_has_no_target():
+    assert "target" not in resolve("cls", "bce")
 
 
 # term, spec, words of the answer

@@ -18,7 +18,7 @@ class Loss:
         build: the kernel; for a user's own loss, the class.
         knobs: its settings.
         formula, paper: one line each.
-        targets: which targets of the objectness term it can have, the default first.
+        targets: which targets of the objectness term it can have, the paper's first.
         whole_set: it weighs and averages over its set itself, so no ``avg_factor`` divides it.
         wants: facts of the batch that it asks the loss stage for.
         calibrated: what the loss stage does to it unless ``preset`` is ``paper``: ``curve``, `Calibrated`; a number, a

@@ -138,7 +138,8 @@ def _list(words: list[str]) -> None:
             if knobs:
                 print(f"  {'':<13} {knobs}")
             if term == "obj":
-                print(f"  {'':<13} target={loss.targets[0]!r} ({', '.join(loss.targets)})")
+                target = stage_knobs(term, loss)["target"]
+                print(f"  {'':<13} target={target.default!r} ({target.allowed()})")
 
 
 def _explain(term: str, loss: Loss) -> None:

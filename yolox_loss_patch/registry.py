@@ -48,7 +48,9 @@ def stage_knobs(term: str, loss: Loss) -> dict[str, Knob]:
     if not loss.whole_set:
         knobs["avg_factor"] = _AVG_FACTOR
     if term == "obj":
-        knobs.update(target=Knob(loss.targets[0], choices=loss.targets), sampler=_SAMPLER)
+        # Calibrated, a hard target does better than the paper's: YOLOX's class targets carry the IoU already.
+        target = loss.targets[0] if loss.calibrated is None else "hard"
+        knobs.update(target=Knob(target, choices=loss.targets), sampler=_SAMPLER)
     if term == "l1":
         knobs["start_epoch"] = _START_EPOCH
     return knobs
@@ -240,6 +242,8 @@ def resolve(term: str, spec: Any, registry: Registry | None = None) -> dict[str,
             )
         else:
             resolved[key] = (COMMON.get(key) or knob).check(f"loss_{term}: {key} of {name!r}", spec[key])
+    if "target" in resolved and "target" not in spec and resolved.get("preset") == "paper":
+        resolved["target"] = loss.targets[0]
     if resolved.get("avg_factor", "num_fg") != "num_fg" and resolved["reduction"] != "mean":
         raise ConfigError(f"loss_{term}: avg_factor goes with reduction='mean' (sum / avg_factor); leave one out.")
     return resolved
