@@ -1,0 +1,60 @@
+#!/usr/bin/env python3
+"""Does a power on the objectness at inference repair a detector? AP of checkpoints with objectness**power as the score.
+
+    python scripts/score_power.py -f exps/bccd_nano.py YOLOX_outputs/NAME/latest_ckpt.pth ...
+
+Power 3 undoes most of what focal loss with gamma 2 does to small scores (docs/swaps.md).
+"""
+
+import argparse
+
+import torch
+from loguru import logger
+from tabulate import tabulate
+
+from yolox_loss_patch import hosts
+from yolox_loss_patch.checkpoint import load_checkpoint
+from yolox_loss_patch.doctor import quiet
+from yolox_loss_patch.evaluator import coco_metrics
+from yolox_loss_patch.exp import load_exp
+from yolox_loss_patch.train import configure, load_weights
+
+POWERS = (0.5, 1.0, 2.0, 3.0)
+
+
+@torch.no_grad()
+def with_powers(model, evaluator):
+    """AP and AP50 for each power; the network runs once."""
+    batches = [(model(images.float()), info, ids) for images, _, info, ids in evaluator.dataloader]
+    for power in POWERS:
+        found = []
+        for outputs, info, ids in batches:
+            scored = outputs.clone()
+            scored[..., 4] **= power
+            rows = hosts.postprocess()(scored, evaluator.num_classes, evaluator.confthre, evaluator.nmsthre)
+            found += evaluator.convert_to_coco_format(rows, info, ids)
+        metrics, _ = coco_metrics(evaluator.dataloader.dataset.coco, found)
+        yield power, metrics["AP"], metrics["AP50"], len(found)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("-f", "--exp_file", required=True)
+    parser.add_argument("checkpoints", nargs="+")
+    args = parser.parse_args()
+    logger.disable("yolox_loss_patch")
+    configure(seed=0)
+    exp = load_exp(args.exp_file)
+    with quiet():
+        evaluator = exp.get_evaluator(16, False)
+        model = exp.get_model().eval()
+    rows = []
+    for path in args.checkpoints:
+        load_weights(model, load_checkpoint(path, torch.device("cpu"))["model"], path, strict=True)
+        with quiet():
+            rows += [[path, *row] for row in with_powers(model, evaluator)]
+    print(tabulate(rows, ["checkpoint", "power", "AP", "AP50", "detections"], tablefmt="github", floatfmt=".3f"))
+
+
+if __name__ == "__main__":
+    main()
