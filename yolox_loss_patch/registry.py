@@ -265,7 +265,7 @@ def _unknown_knob(registry: Registry, term: str, name: str, key: Any, knobs: lis
 
 
 def build_loss(term: str, spec: Any) -> nn.Module:
-    """The module of a spec.
+    """The module of a spec: the formula. What the loss stage does around it (``preset``, ``target``, ...) is checked only.
 
     Args:
         term: ``obj``, ``cls``, ``iou`` or ``l1``.
