@@ -15,7 +15,7 @@ def test_every_run_of_a_comparison_has_its_rows():
     for folder in loss_table.SETS:
         with (ROOT / "benchmarks" / folder / "comparison.csv").open(newline="") as file:
             counted = sum(int(row["runs"]) for row in csv.DictReader(file))
-        runs = [path for path in (ROOT / "benchmarks" / folder).glob("*-seed*.csv")]
+        runs = list((ROOT / "benchmarks" / folder).glob("*-seed*.csv"))
         assert len(runs) == counted, folder
         for path in runs:
             with path.open(newline="") as file:
