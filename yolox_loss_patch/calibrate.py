@@ -41,7 +41,7 @@ _OF_TERM = {"obj": ("grad_obj_fg", "grad_obj_bg"), "cls": ("grad_cls",), "iou": 
 _NEAR = 1.25
 #: A calibrated term that is still off by more than this is told.
 _FAR = 2.0
-#: A weight that moves to less of what it was in a round is not settled.
+#: Trainings at most to settle a weight: with other weights the network goes another way.
 _ROUNDS = 2
 
 
@@ -316,9 +316,8 @@ def _with_weights(specs: Mapping[str, Any], stock: Trial, last: Trial) -> dict[s
 
 
 def _warnings(exp: Any, trials: Sequence[Trial]) -> Iterator[str]:
-    stock, chosen, last = trials[0], trials[1], trials[-1]
-    for trial in dict.fromkeys(id(trial) for trial in (chosen, last)):
-        told = next(one for one in (chosen, last) if id(one) == trial)
+    stock, last = trials[0], trials[-1]
+    for told in trials[1:]:
         background = told.mean("obj_bg")
         if background > exp.test_conf and background > 2 * stock.mean("obj_bg"):
             yield (
