@@ -236,7 +236,8 @@ def test_a_job_is_pickled_with_its_code_so_that_the_waiting_process_stays_small(
         "again = pickle.loads(cloudpickle.dumps(job))\n"  # as when it is requeued
         "assert again.words == ['a'] and 'torch' not in sys.modules and 'yolox_loss_patch' not in sys.modules\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=tmp_path)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("epochs,is_queued_again", [(3, True), (2, False)])

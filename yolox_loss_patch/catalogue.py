@@ -21,8 +21,7 @@ class Loss:
         targets: which targets of the objectness term it can have, the paper's first.
         whole_set: it weighs and averages over its set itself, so no ``avg_factor`` divides it.
         wants: facts of the batch that it asks the loss stage for.
-        calibrated: what the loss stage does to it unless ``preset`` is ``paper``: ``curve``, `Calibrated`; a number, a
-            factor on ``loss_weight``; None, nothing (and there is no ``preset``).
+        calibrated: whether the loss stage trains it as `Calibrated` unless its ``preset`` is ``paper``.
         own: False for a user's class, which checks its own knobs.
     """
 
@@ -33,7 +32,7 @@ class Loss:
     targets: tuple[str, ...] = ("hard",)
     whole_set: bool = False
     wants: tuple[str, ...] = ()
-    calibrated: str | float | None = None
+    calibrated: bool = False
     own: bool = True
 
 
@@ -64,7 +63,7 @@ ROWS: tuple[tuple[tuple[str, ...], str, Loss], ...] = (
     (
         ("obj", "cls"),
         "focal",
-        Loss(focal.focal, _FOCAL, "alpha_t (1-p_t)^gamma BCE", "1708.02002", calibrated="curve"),
+        Loss(focal.focal, _FOCAL, "alpha_t (1-p_t)^gamma BCE", "1708.02002", calibrated=True),
     ),
     (
         ("obj", "cls"),
@@ -75,7 +74,7 @@ ROWS: tuple[tuple[tuple[str, ...], str, Loss], ...] = (
             "t > 0: t BCE(p, t); t = 0: alpha p^gamma BCE",
             "2008.13367",
             targets=_IOU_OR_HARD,  # the paper's target is the IoU of the matched box
-            calibrated="curve",
+            calibrated=True,
         ),
     ),
     (
@@ -87,7 +86,7 @@ ROWS: tuple[tuple[tuple[str, ...], str, Loss], ...] = (
             "|t - p|^beta BCE(p, t)",
             "2006.04388",
             targets=_IOU_OR_HARD,  # the same
-            calibrated="curve",
+            calibrated=True,
         ),
     ),
     (

@@ -44,12 +44,12 @@ STAGE_KNOBS = ("preset", "target", "sampler", "avg_factor", "start_epoch")
 
 def stage_knobs(term: str, loss: Loss) -> dict[str, Knob]:
     """The settings of a term that the loss stage carries out, whatever the loss."""
-    knobs = {} if loss.calibrated is None else {"preset": _PRESET}
+    knobs = {"preset": _PRESET} if loss.calibrated else {}
     if not loss.whole_set:
         knobs["avg_factor"] = _AVG_FACTOR
     if term == "obj":
         # Calibrated, a hard target does better than the paper's: YOLOX's class targets carry the IoU already.
-        target = loss.targets[0] if loss.calibrated is None else "hard"
+        target = "hard" if loss.calibrated else loss.targets[0]
         knobs.update(target=Knob(target, choices=loss.targets), sampler=_SAMPLER)
     if term == "l1":
         knobs["start_epoch"] = _START_EPOCH
@@ -219,7 +219,7 @@ def resolve(term: str, spec: Any, registry: Registry | None = None) -> dict[str,
     loss = registry.get(term, name)
     knobs = {**loss.knobs, **{key: knob for key, knob in COMMON.items() if key not in loss.knobs}}
     knobs.update(stage_knobs(term, loss))
-    if loss.own and loss.calibrated is None and "preset" in spec:
+    if loss.own and not loss.calibrated and "preset" in spec:
         # Both presets are the formula: it can be said of every loss of the kit, and changes nothing.
         _PRESET.check(f"loss_{term}: preset of {name!r}", spec.pop("preset"))
     resolved: dict[str, Any] = {"type": name}

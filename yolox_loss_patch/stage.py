@@ -19,7 +19,7 @@ from .losses.calibration import Calibrated
 from .losses.sampler import RandomSampler
 from .losses.state import number_of_ranks, sum_over_ranks
 from .losses.terms import TermLoss
-from .registry import LOSSES, TERMS, build_loss, nearest
+from .registry import TERMS, build_loss, nearest
 
 # YOLOX's fixed factor on the box loss; `loss_weight` of the iou term multiplies it.
 BOX_WEIGHT = 5.0
@@ -118,11 +118,9 @@ def _build(term: str, resolved: Mapping[str, Any]) -> Any:
     Raises:
         ConfigError: knobs with which it has no calibration.
     """
-    loss, how = build_loss(term, resolved), LOSSES.get(term, resolved["type"]).calibrated
-    if how is None or resolved["preset"] == "paper":
+    loss = build_loss(term, resolved)
+    if resolved.get("preset") != "calibrated":
         return loss
-    if isinstance(how, float):
-        return build_loss(term, {**resolved, "loss_weight": how * resolved["loss_weight"]})
     assert isinstance(loss, TermLoss)  # as all losses of the kit are
     try:
         return Calibrated(loss)
