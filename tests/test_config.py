@@ -55,7 +55,7 @@ def test_mmdetection_dicts_keep_their_meaning(term, theirs, ours):
 @pytest.mark.parametrize("term,name", [(term, name) for term, names in ylp.available_losses().items() for name in names])
 def test_every_loss_has_the_papers_preset(term, name):
     paper, default = resolve(term, dict(type=name, preset="paper")), resolve(term, name)
-    assert default.get("preset") == ("calibrated" if "focal" in name and name not in ("dice_focal", "focal_eiou") else None)
+    assert default.get("preset") == ("calibrated" if term in ("obj", "cls") and name != "bce" else None)
     assert {**paper, "preset": None, "target": None} == {**default, "preset": None, "target": None}
 
 

@@ -254,12 +254,26 @@ def test_mpdiou_takes_the_size_of_the_batch():
 @pytest.mark.parametrize("name", ["dice", "tversky", "ghmc", "dice_focal"])
 def test_a_loss_of_a_whole_set_is_not_divided(name):
     inputs = make_batch(batch=3, boxes=4)
-    got, calls = run({"loss_obj": name}, inputs)
+    got, calls = run({"loss_obj": dict(type=name, preset="paper")}, inputs)
     module = ylp.build_loss("obj", name)
     assert float(got[2]) == pytest.approx(float(module(calls["obj"]["pred"], calls["obj"]["target"])), rel=1e-6)
     if name != "ghmc":
         got, calls = run({"loss_obj": dict(type=name, scope="image")}, inputs)
         assert calls["obj"]["images"] == 3
+
+
+@pytest.mark.parametrize("term", ["obj", "cls"])
+@pytest.mark.parametrize("name", ["dice", "tversky", "ghmc", "dice_focal"])
+def test_calibrated_it_stands_beside_bce(term, name):
+    inputs = make_batch(batch=3, boxes=4)
+    stock, _ = run({}, inputs)
+    alone, _ = run({f"loss_{term}": dict(type=name, preset="paper")}, inputs)
+    place = PLACE[term]
+    for weight in (1.0, 2.5):
+        both, _ = run({f"loss_{term}": dict(type=name, loss_weight=weight)}, inputs)
+        assert float(both[place]) == pytest.approx(weight * float(stock[place] + alone[place]), rel=1e-6)
+    with pytest.raises(ConfigError, match="averages over its set itself"):
+        run({f"loss_{term}": dict(type=name, avg_factor="batch")}, inputs)
 
 
 def test_state_of_the_stage():

@@ -21,7 +21,8 @@ class Loss:
         targets: which targets of the objectness term it can have, the paper's first.
         whole_set: it weighs and averages over its set itself, so no ``avg_factor`` divides it.
         wants: facts of the batch that it asks the loss stage for.
-        calibrated: whether the loss stage trains it as `Calibrated` unless its ``preset`` is ``paper``.
+        calibrated: whether the loss stage calibrates it unless its ``preset`` is ``paper``: as `Calibrated`, a loss of a
+            whole set as `BesideBCE`.
         own: False for a user's class, which checks its own knobs.
     """
 
@@ -99,14 +100,23 @@ ROWS: tuple[tuple[tuple[str, ...], str, Loss], ...] = (
             "1811.05181",
             targets=_HARD_OR_IOU,
             whole_set=True,
+            calibrated=True,
         ),
     ),
     (
         ("obj",),
         "dice",
-        Loss(region.dice, {**_DICE, **_SCOPE}, *_DICE_TEXT, targets=_HARD_OR_IOU, whole_set=True, wants=("images",)),
+        Loss(
+            region.dice,
+            {**_DICE, **_SCOPE},
+            *_DICE_TEXT,
+            targets=_HARD_OR_IOU,
+            whole_set=True,
+            wants=("images",),
+            calibrated=True,
+        ),
     ),
-    (("cls",), "dice", Loss(region.dice, _DICE, *_DICE_TEXT, whole_set=True)),
+    (("cls",), "dice", Loss(region.dice, _DICE, *_DICE_TEXT, whole_set=True, calibrated=True)),
     (
         ("obj",),
         "tversky",
@@ -117,15 +127,16 @@ ROWS: tuple[tuple[tuple[str, ...], str, Loss], ...] = (
             targets=_HARD_OR_IOU,
             whole_set=True,
             wants=("images",),
+            calibrated=True,
         ),
     ),
-    (("cls",), "tversky", Loss(region.tversky, _TVERSKY, *_TVERSKY_TEXT, whole_set=True)),
+    (("cls",), "tversky", Loss(region.tversky, _TVERSKY, *_TVERSKY_TEXT, whole_set=True, calibrated=True)),
     (
         ("obj",),
         "dice_focal",
-        Loss(region.dice_focal, {**_DICE_FOCAL, **_SCOPE}, *_DICE_FOCAL_TEXT, whole_set=True, wants=("images",)),
+        Loss(region.dice_focal, {**_DICE_FOCAL, **_SCOPE}, *_DICE_FOCAL_TEXT, whole_set=True, wants=("images",), calibrated=True),
     ),
-    (("cls",), "dice_focal", Loss(region.dice_focal, _DICE_FOCAL, *_DICE_FOCAL_TEXT, whole_set=True)),
+    (("cls",), "dice_focal", Loss(region.dice_focal, _DICE_FOCAL, *_DICE_FOCAL_TEXT, whole_set=True, calibrated=True)),
     (
         ("iou",),
         "iou",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from torch import nn
@@ -29,6 +29,10 @@ COMMON = {
 # What the loss stage does before and after the loss itself; a user's own losses have these too.
 _AVG_FACTOR = Knob("num_fg", choices=("num_fg", "num_gt", "batch", "global"))
 _PRESET = Knob("calibrated", choices=("calibrated", "paper"))
+_CALIBRATED = {
+    True: "one of calibrated, paper (calibrated: beside BCE; paper: alone)",
+    False: "one of calibrated, paper (calibrated: on the logit of the chance that its score stands for; paper: bare)",
+}
 _SAMPLER = Knob(
     None,
     parse=sampler,
@@ -44,7 +48,7 @@ STAGE_KNOBS = ("preset", "target", "sampler", "avg_factor", "start_epoch")
 
 def stage_knobs(term: str, loss: Loss) -> dict[str, Knob]:
     """The settings of a term that the loss stage carries out, whatever the loss."""
-    knobs = {"preset": _PRESET} if loss.calibrated else {}
+    knobs = {"preset": replace(_PRESET, words=_CALIBRATED[loss.whole_set])} if loss.calibrated else {}
     if not loss.whole_set:
         knobs["avg_factor"] = _AVG_FACTOR
     if term == "obj":

@@ -15,7 +15,7 @@ from . import hosts
 from .assign import Assignment, Rule, fast_assign, host_assign
 from .config import LossConfig
 from .errors import ConfigError, NonFiniteError
-from .losses.calibration import Calibrated
+from .losses.calibration import BesideBCE, Calibrated
 from .losses.sampler import RandomSampler
 from .losses.state import number_of_ranks, sum_over_ranks
 from .losses.terms import TermLoss
@@ -122,6 +122,8 @@ def _build(term: str, resolved: Mapping[str, Any]) -> Any:
     if resolved.get("preset") != "calibrated":
         return loss
     assert isinstance(loss, TermLoss)  # as all losses of the kit are
+    if loss.whole_set:
+        return BesideBCE(loss)
     try:
         return Calibrated(loss)
     except ValueError as error:
@@ -163,7 +165,10 @@ class LossStage:
             if term not in self.asked:
                 self.losses[term] = TermLoss(term, type(module).__name__, module)
         self.divided = {term: resolved[term]["reduction"] == "mean" for term in TERMS}
-        self.avg_factor = {term: resolved[term].get("avg_factor") for term in TERMS}
+        self.avg_factor = {
+            term: "num_fg" if isinstance(loss, BesideBCE) else resolved[term].get("avg_factor")
+            for term, loss in self.losses.items()
+        }
         self.obj_target = resolved["obj"]["target"]
         knobs = resolved["obj"]["sampler"]
         self.sampler = None if knobs is None else RandomSampler(**{k: v for k, v in knobs.items() if k != "type"})

@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import brentq, minimize_scalar
 
 from yolox_loss_patch import build_loss
-from yolox_loss_patch.losses.calibration import PRIOR, Calibrated
+from yolox_loss_patch.losses.calibration import PRIOR, BesideBCE, Calibrated
 
 # (spec, pull at target 1, pull at target 0), in the loss's own probability s, from the papers' formulas
 LOSSES = [
@@ -130,3 +130,58 @@ def test_weight_zero_is_no_loss():
     loss = Calibrated(build_loss("obj", dict(type="focal", loss_weight=0.0)))(x, torch.tensor([0.0, 1.0]))
     loss.backward()
     assert loss == 0 and not x.grad.any()
+
+
+def settled(loss, groups, **facts):
+    """The score at which anchors come to rest that look alike in groups of (number, chance of foreground)."""
+    target = torch.cat([(torch.arange(n) < round(n * chance)).double() for n, chance in groups])
+    group = torch.cat([torch.full((n,), i) for i, (n, _) in enumerate(groups)])
+    logits = torch.full((len(groups),), logit(PRIOR), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adam([logits], lr=0.1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 1500)
+    for _ in range(1500):
+        optimizer.zero_grad()
+        loss(logits[group], target, **facts).backward()
+        optimizer.step()
+        schedule.step()
+    return logits.detach().sigmoid().tolist()
+
+
+# As docs/swaps.md has it: anchors in groups of (number, chance), where their scores come to rest alone and beside BCE.
+GROUPS = [(10_000, 0.002), (300, 0.05), (120, 0.3), (60, 0.8)]
+SETTLED = {
+    "dice": ([0.000, 0.000, 0.99, 1.00], [0.0016, 0.043, 0.32, 0.87]),
+    "tversky": ([0.000, 0.000, 1.00, 1.00], [0.0018, 0.046, 0.34, 0.87]),
+    "dice_focal": ([0.000, 0.001, 0.70, 1.00], [0.0016, 0.043, 0.32, 0.87]),
+    "ghmc": ([0.400, 0.400, 0.50, 0.50], [0.0033, 0.080, 0.35, 0.70]),
+}
+
+
+@pytest.mark.parametrize("name", SETTLED)
+def test_beside_bce_the_score_stays_a_probability(name):
+    num_fg = sum(round(n * chance) for n, chance in GROUPS)
+    loss = build_loss("obj", name)
+    alone, beside = SETTLED[name]
+    assert settled(loss, GROUPS) == pytest.approx(alone, abs=0.01)
+    found = settled(BesideBCE(loss), GROUPS, avg_factor=float(num_fg))
+    assert found == pytest.approx(beside, abs=0.006, rel=0.04)
+    odds = [p / (1 - p) / (chance / (1 - chance)) for p, (_, chance) in zip(found, GROUPS, strict=True)]
+    assert all(1 / 2 < ratio < 2 for ratio in odds)
+
+
+@pytest.mark.parametrize("name", SETTLED)
+def test_beside_bce_every_argument_reaches_both(name):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(12, 1, generator=generator, dtype=torch.float64)
+    target = (torch.rand(12, 1, generator=generator) < 0.4).double()
+    weight = torch.rand(12, 1, generator=generator, dtype=torch.float64)
+    bce, loss = build_loss("obj", "bce"), build_loss("obj", dict(type=name, loss_weight=3.0))
+    expected = 3 * bce(x, target, weight, avg_factor=5.0) + loss(x, target, weight)
+    assert torch.allclose(BesideBCE(loss)(x, target, weight, avg_factor=5.0), expected)
+    total = 3 * bce(x, target, weight, reduction_override="sum") + loss(x, target, weight, reduction_override="sum")
+    assert torch.allclose(BesideBCE(loss)(x, target, weight, reduction_override="sum"), total)
+    if name != "ghmc":
+        by_image = build_loss("obj", dict(type=name, scope="image"))
+        expected = bce(x, target, avg_factor=5.0) + by_image(x, target, images=3)
+        assert torch.allclose(BesideBCE(by_image)(x, target, avg_factor=5.0, images=3), expected)
+        assert not torch.allclose(expected, bce(x, target, avg_factor=5.0) + build_loss("obj", name)(x, target))

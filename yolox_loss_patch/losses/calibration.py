@@ -6,6 +6,10 @@ are smallest somewhere else: focal(0.25, 2) says 0.1 where the chance is 0.01, a
 background 4,460 times less gradient than BCE's. Which probability a score stands for can be read off the loss, where
 its pulls on foreground and background cancel (2011.09172 does so for focal loss). With that the loss is trained on a
 logit that means what BCE's means, and weighed by its pull at YOLOX's start.
+
+A loss of a whole set (Dice, Tversky, GHM-C) has no such probability: where an anchor comes to rest depends on all the
+others. Dice sends every score to 0 or 1, GHM-C all of them to about 1/2. Beside BCE they leave the score a probability,
+give or take, and YOLOX's start its pull; so Dice is trained in segmentation too (1809.10486).
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from . import focal
 from .boxes import upcast
 from .terms import TermLoss
 
@@ -86,6 +91,41 @@ class Calibrated(nn.Module):
         self.curve = self.curve.to(pred)  # from then on it is where the logits are
         value: Tensor = self.loss(_Interpolate.apply(pred, self.curve, self.start), target, **facts)
         return value / self.pull
+
+
+class BesideBCE(nn.Module):
+    """A loss of a whole set and binary cross entropy, added: ``loss_weight * (BCE / avg_factor + loss)``.
+
+    Args:
+        loss: the loss of a whole set. Its ``loss_weight`` and ``reduction`` are those of both.
+    """
+
+    def __init__(self, loss: TermLoss) -> None:
+        super().__init__()
+        self.loss, self.wants = loss, loss.wants
+        self.bce = TermLoss(loss.term, "bce", focal.bce, loss_weight=loss.loss_weight, reduction=loss.reduction)
+
+    def forward(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        avg_factor: float | Tensor | None = None,
+        reduction_override: str | None = None,
+        **facts: Any,
+    ) -> Tensor:
+        """The sum for logits ``pred``, any shape, and a ``target`` of that shape; ``avg_factor`` divides BCE only."""
+        bce: Tensor = self.bce(pred, target, weight, avg_factor, reduction_override)
+        value: Tensor = self.loss(pred, target, weight, reduction_override=reduction_override, **facts)
+        return bce + value
+
+    def running_state(self) -> dict[str, Tensor]:
+        """What the loss has learnt from the batches so far."""
+        return self.loss.running_state()
+
+    def load_running_state(self, state: dict[str, Tensor]) -> None:
+        """Go on from a `running_state`."""
+        self.loss.load_running_state(state)
 
 
 def _pull(loss: TermLoss, logits: Tensor, target: float) -> Tensor:
