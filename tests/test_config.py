@@ -55,8 +55,26 @@ def test_mmdetection_dicts_keep_their_meaning(term, theirs, ours):
 @pytest.mark.parametrize("term,name", [(term, name) for term, names in ylp.available_losses().items() for name in names])
 def test_every_loss_has_the_papers_preset(term, name):
     paper, default = resolve(term, dict(type=name, preset="paper")), resolve(term, name)
-    assert default.get("preset") == ("calibrated" if term in ("obj", "cls") and name != "bce" else None)
-    assert {**paper, "preset": None, "target": None} == {**default, "preset": None, "target": None}
+    calibrated = name == "nwd" or (term in ("obj", "cls") and name != "bce")
+    assert default.get("preset") == ("calibrated" if calibrated else None)
+    free = {"preset": None, "target": None, "constant": None}
+    assert {**paper, **free} == {**default, **free}
+
+
+@pytest.mark.parametrize(
+    "spec,constant",
+    [
+        ("nwd", "mean"),
+        (dict(type="nwd", preset="paper"), 12.8),
+        (dict(type="nwd", constant=30), 30.0),
+        (dict(type="nwd", constant=30, preset="paper"), 30.0),
+        (dict(type="nwd", constant="mean", preset="paper"), "mean"),
+    ],
+)
+def test_the_constant_of_nwd(spec, constant):
+    assert resolve("iou", spec)["constant"] == constant
+    built = ylp.build_loss("iou", spec)  # the formula: 12.8 where nothing is said
+    assert built.knobs["constant"] == (12.8 if spec == "nwd" else constant)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +118,8 @@ WRONG = [
     ("iou", dict(type="ciou", gate=1), ["gate", "True or False"]),
     ("iou", dict(type="alpha_iou", alpha=0), ["alpha", "above 0"]),
     ("iou", dict(type="giou", loss_weight=-1), ["loss_weight", "-1"]),
+    ("iou", dict(type="nwd", constant=0), ["constant", "at least 0.001", "'mean'"]),
+    ("iou", dict(type="nwd", constant="median"), ["constant", "'mean'", "'median'"]),
     ("iou", dict(type="giou", reduction="avg"), ["reduction", "mean, sum, none"]),
     ("iou", dict(gamma=1), ["no 'type'"]),
     ("obj", 5, ["5", "a name such as"]),

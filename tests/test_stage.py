@@ -251,6 +251,19 @@ def test_mpdiou_takes_the_size_of_the_batch():
         ylp.build_loss("iou", "mpdiou")(torch.ones(1, 4), torch.ones(1, 4))
 
 
+@pytest.mark.parametrize("weight", [1.0, 2.5])
+def test_nwd_stands_beside_stock_and_takes_the_mean_size_of_the_matched_boxes(weight):
+    inputs = make_batch(batch=3, boxes=4)
+    stock, calls = run({}, inputs)
+    size = calls["iou"]["target"][:, 2:].prod(1).sqrt().mean()
+    alone, _ = run({"loss_iou": dict(type="nwd", constant=float(size), preset="paper")}, inputs)
+    both, _ = run({"loss_iou": dict(type="nwd", loss_weight=weight)}, inputs)
+    assert float(both[1]) == pytest.approx(weight * float(stock[1] + alone[1]), rel=1e-6)
+    paper, _ = run({"loss_iou": dict(type="nwd", preset="paper")}, inputs)
+    written, _ = run({"loss_iou": dict(type="nwd", constant=12.8, preset="paper")}, inputs)
+    assert float(paper[1]) == float(written[1]) != float(alone[1])
+
+
 @pytest.mark.parametrize("name", ["dice", "tversky", "ghmc", "dice_focal"])
 def test_a_loss_of_a_whole_set_is_not_divided(name):
     inputs = make_batch(batch=3, boxes=4)

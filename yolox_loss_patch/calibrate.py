@@ -23,8 +23,8 @@ from .errors import ConfigError, RunError
 from .exp import load_exp
 from .patch import find_head, patch_model, stage_of, unpatch_model
 from .record import GRADIENT_COLUMNS, write_atomically
-from .registry import build_loss
-from .stage import ElementWeights
+from .registry import resolve
+from .stage import ElementWeights, build_term
 from .train import choose_device, configure, load_weights
 from .verify import fresh_optimizer
 
@@ -362,7 +362,7 @@ def _against_stock(resolved: Mapping[str, Any], iou: float) -> float:
     pulls = []
     for spec in (resolved, "iou"):
         box = torch.tensor([[100.0 + shift, 100.0, side, side]], dtype=torch.float64, requires_grad=True)
-        loss = build_loss("iou", spec).eval()  # a loss with a memory (wiou) as it is at the start
+        loss = build_term("iou", resolve("iou", spec)).eval()  # a loss with a memory (wiou) as it is at the start
         facts = {"image_size": (200.0, 200.0)} if "image_size" in getattr(loss, "wants", ()) else {}
         value = loss(box, torch.tensor([[100.0, 100.0, side, side]], dtype=torch.float64), reduction_override="sum", **facts)
         (gradient,) = torch.autograd.grad(value, box)

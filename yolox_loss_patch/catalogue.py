@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .knobs import Knob, factor_or_factors, factors, size
+from .knobs import Knob, factor_or_factors, factors, length_or_mean, size
 from .losses import focal, iou, l1, region
 
 
@@ -18,11 +18,12 @@ class Loss:
         build: the kernel; for a user's own loss, the class.
         knobs: its settings.
         formula, paper: one line each.
-        targets: which targets of the objectness term it can have, the paper's first.
+        targets: which targets of the objectness term it can have, the default first.
         whole_set: it weighs and averages over its set itself, so no ``avg_factor`` divides it.
         wants: facts of the batch that it asks the loss stage for.
-        calibrated: whether the loss stage calibrates it unless its ``preset`` is ``paper``: as `Calibrated`, a loss of a
-            whole set as `BesideBCE`.
+        calibrated: whether its default is not the paper's: the loss stage trains it as `Calibrated`, a loss of a whole
+            set and one of boxes `Beside` YOLOX's own, unless ``preset`` is ``paper``.
+        published: settings that ``preset="paper"`` has otherwise than the defaults.
         own: False for a user's class, which checks its own knobs.
     """
 
@@ -34,11 +35,13 @@ class Loss:
     whole_set: bool = False
     wants: tuple[str, ...] = ()
     calibrated: bool = False
+    published: Mapping[str, Any] = field(default_factory=dict)
     own: bool = True
 
 
 _HARD_OR_IOU = ("hard", "iou")
-_IOU_OR_HARD = ("iou", "hard")
+# Calibrated, a hard target does better than the paper's: YOLOX's class targets carry the IoU already.
+_IOU_IN_PAPER = {"target": "iou"}
 _FOCAL = {"alpha": Knob(0.25, low=0, high=1, also=(-1.0,)), "gamma": Knob(2.0, low=0)}
 _SMOOTH = Knob(1.0, low=1e-6)  # less is 0 in fp32, and 0/0 in an image without a box
 _DICE = {"smooth": _SMOOTH, "squared": Knob(False)}
@@ -74,8 +77,9 @@ ROWS: tuple[tuple[tuple[str, ...], str, Loss], ...] = (
             {"alpha": Knob(0.75, low=0), "gamma": Knob(2.0, low=0), "iou_weighted": Knob(True)},
             "t > 0: t BCE(p, t); t = 0: alpha p^gamma BCE",
             "2008.13367",
-            targets=_IOU_OR_HARD,  # the paper's target is the IoU of the matched box
+            targets=_HARD_OR_IOU,
             calibrated=True,
+            published=_IOU_IN_PAPER,
         ),
     ),
     (
@@ -86,8 +90,9 @@ ROWS: tuple[tuple[tuple[str, ...], str, Loss], ...] = (
             {"beta": Knob(2.0, low=0)},
             "|t - p|^beta BCE(p, t)",
             "2006.04388",
-            targets=_IOU_OR_HARD,  # the same
+            targets=_HARD_OR_IOU,
             calibrated=True,
+            published=_IOU_IN_PAPER,
         ),
     ),
     (
@@ -234,7 +239,14 @@ ROWS: tuple[tuple[tuple[str, ...], str, Loss], ...] = (
     (
         ("iou",),
         "nwd",
-        Loss(iou.nwd, {"constant": Knob(12.8, low=1e-3)}, "1 - exp(-W/constant)", "2110.13389"),
+        Loss(
+            iou.nwd,
+            {"constant": Knob("mean", parse=length_or_mean, words="a number of px at least 0.001, or 'mean': the boxes' size")},
+            "1 - exp(-W/constant)",
+            "2110.13389",
+            calibrated=True,
+            published={"constant": 12.8},  # the mean size of AI-TOD's objects
+        ),
     ),
     (("l1",), "l1", Loss(l1.l1, {}, "|d|", "YOLOX 2107.08430")),
     (

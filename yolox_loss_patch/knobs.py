@@ -96,6 +96,15 @@ def size(value: Any) -> tuple[float, float]:
     return float(value[0]), float(value[1])
 
 
+def length_or_mean(value: Any) -> float | str:
+    """Pixels, at least a thousandth of one; or ``mean``, for a mean over the boxes at hand."""
+    if value == "mean":
+        return "mean"
+    if not is_number(value) or value < 1e-3:
+        raise ValueError
+    return float(value)
+
+
 def first_epoch(value: Any) -> int:
     """An epoch as the log counts them, from 1."""
     if not is_number(value) or value < 1 or value != int(value):

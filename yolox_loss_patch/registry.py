@@ -29,10 +29,6 @@ COMMON = {
 # What the loss stage does before and after the loss itself; a user's own losses have these too.
 _AVG_FACTOR = Knob("num_fg", choices=("num_fg", "num_gt", "batch", "global"))
 _PRESET = Knob("calibrated", choices=("calibrated", "paper"))
-_CALIBRATED = {
-    True: "one of calibrated, paper (calibrated: beside BCE; paper: alone)",
-    False: "one of calibrated, paper (calibrated: on the logit of the chance that its score stands for; paper: bare)",
-}
 _SAMPLER = Knob(
     None,
     parse=sampler,
@@ -46,15 +42,23 @@ _START_EPOCH = Knob(
 STAGE_KNOBS = ("preset", "target", "sampler", "avg_factor", "start_epoch")
 
 
+def _meaning(term: str, loss: Loss) -> str:
+    """Of the presets."""
+    if loss.whole_set or term == "iou":
+        stock = "YOLOX's 1 - IoU^2" if term == "iou" else "BCE"
+        meaning = f"calibrated: beside {stock}; paper: alone"
+    else:
+        meaning = "calibrated: on the logit of the chance that its score stands for; paper: bare"
+    return meaning + "".join(f", {key} = {value}" for key, value in loss.published.items())
+
+
 def stage_knobs(term: str, loss: Loss) -> dict[str, Knob]:
     """The settings of a term that the loss stage carries out, whatever the loss."""
-    knobs = {"preset": replace(_PRESET, words=_CALIBRATED[loss.whole_set])} if loss.calibrated else {}
+    knobs = {"preset": replace(_PRESET, words=f"one of calibrated, paper ({_meaning(term, loss)})")} if loss.calibrated else {}
     if not loss.whole_set:
         knobs["avg_factor"] = _AVG_FACTOR
     if term == "obj":
-        # Calibrated, a hard target does better than the paper's: YOLOX's class targets carry the IoU already.
-        target = "hard" if loss.calibrated else loss.targets[0]
-        knobs.update(target=Knob(target, choices=loss.targets), sampler=_SAMPLER)
+        knobs.update(target=Knob(loss.targets[0], choices=loss.targets), sampler=_SAMPLER)
     if term == "l1":
         knobs["start_epoch"] = _START_EPOCH
     return knobs
@@ -246,8 +250,8 @@ def resolve(term: str, spec: Any, registry: Registry | None = None) -> dict[str,
             )
         else:
             resolved[key] = (COMMON.get(key) or knob).check(f"loss_{term}: {key} of {name!r}", spec[key])
-    if "target" in resolved and "target" not in spec and resolved.get("preset") == "paper":
-        resolved["target"] = loss.targets[0]
+    if resolved.get("preset") == "paper":
+        resolved.update({key: value for key, value in loss.published.items() if key in resolved and key not in spec})
     if resolved.get("avg_factor", "num_fg") != "num_fg" and resolved["reduction"] != "mean":
         raise ConfigError(f"loss_{term}: avg_factor goes with reduction='mean' (sum / avg_factor); leave one out.")
     return resolved
@@ -281,9 +285,12 @@ def build_loss(term: str, spec: Any) -> nn.Module:
     Raises:
         ConfigError: what `resolve` raises.
     """
-    resolved = {key: value for key, value in resolve(term, spec).items() if key not in STAGE_KNOBS}
+    resolved = resolve(term, spec)
+    loss = LOSSES.get(term, resolved["type"])
+    if loss.published and "preset" not in spec:
+        resolved = resolve(term, {**({"type": spec} if isinstance(spec, str) else spec), "preset": "paper"})
+    resolved = {key: value for key, value in resolved.items() if key not in STAGE_KNOBS}
     name = resolved.pop("type")
-    loss = LOSSES.get(term, name)
     for key, value in resolved.items():
         if loss.own and isinstance(value, Mapping):
             raise ConfigError(

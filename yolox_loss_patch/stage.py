@@ -15,7 +15,7 @@ from . import hosts
 from .assign import Assignment, Rule, fast_assign, host_assign
 from .config import LossConfig
 from .errors import ConfigError, NonFiniteError
-from .losses.calibration import BesideBCE, Calibrated
+from .losses.calibration import Beside, Calibrated
 from .losses.sampler import RandomSampler
 from .losses.state import number_of_ranks, sum_over_ranks
 from .losses.terms import TermLoss
@@ -112,7 +112,7 @@ class ElementWeights:
         return weights
 
 
-def _build(term: str, resolved: Mapping[str, Any]) -> Any:
+def build_term(term: str, resolved: Mapping[str, Any]) -> Any:
     """The loss of a term, brought to YOLOX's scale and meaning where its preset says so.
 
     Raises:
@@ -122,8 +122,8 @@ def _build(term: str, resolved: Mapping[str, Any]) -> Any:
     if resolved.get("preset") != "calibrated":
         return loss
     assert isinstance(loss, TermLoss)  # as all losses of the kit are
-    if loss.whole_set:
-        return BesideBCE(loss)
+    if loss.whole_set or term == "iou":
+        return Beside(loss)
     try:
         return Calibrated(loss)
     except ValueError as error:
@@ -159,14 +159,14 @@ class LossStage:
         self.config = config
         resolved = config.resolved()
         defaults = LossConfig().resolved()
-        self.losses: dict[str, Any] = {term: _build(term, resolved[term]) for term in TERMS}
+        self.losses: dict[str, Any] = {term: build_term(term, resolved[term]) for term in TERMS}
         self.asked = [term for term in TERMS if resolved[term] != defaults[term]]
         for term, module in (own or {}).items():
             if term not in self.asked:
                 self.losses[term] = TermLoss(term, type(module).__name__, module)
         self.divided = {term: resolved[term]["reduction"] == "mean" for term in TERMS}
         self.avg_factor = {
-            term: "num_fg" if isinstance(loss, BesideBCE) else resolved[term].get("avg_factor")
+            term: resolved[term].get("avg_factor", "num_fg" if isinstance(loss, Beside) else None)
             for term, loss in self.losses.items()
         }
         self.obj_target = resolved["obj"]["target"]

@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import brentq, minimize_scalar
 
 from yolox_loss_patch import build_loss
-from yolox_loss_patch.losses.calibration import PRIOR, BesideBCE, Calibrated
+from yolox_loss_patch.losses.calibration import PRIOR, Beside, Calibrated
 
 # (spec, pull at target 1, pull at target 0), in the loss's own probability s, from the papers' formulas
 LOSSES = [
@@ -163,7 +163,7 @@ def test_beside_bce_the_score_stays_a_probability(name):
     loss = build_loss("obj", name)
     alone, beside = SETTLED[name]
     assert settled(loss, GROUPS) == pytest.approx(alone, abs=0.01)
-    found = settled(BesideBCE(loss), GROUPS, avg_factor=float(num_fg))
+    found = settled(Beside(loss), GROUPS, avg_factor=float(num_fg))
     assert found == pytest.approx(beside, abs=0.006, rel=0.04)
     odds = [p / (1 - p) / (chance / (1 - chance)) for p, (_, chance) in zip(found, GROUPS, strict=True)]
     assert all(1 / 2 < ratio < 2 for ratio in odds)
@@ -177,11 +177,11 @@ def test_beside_bce_every_argument_reaches_both(name):
     weight = torch.rand(12, 1, generator=generator, dtype=torch.float64)
     bce, loss = build_loss("obj", "bce"), build_loss("obj", dict(type=name, loss_weight=3.0))
     expected = 3 * bce(x, target, weight, avg_factor=5.0) + loss(x, target, weight)
-    assert torch.allclose(BesideBCE(loss)(x, target, weight, avg_factor=5.0), expected)
+    assert torch.allclose(Beside(loss)(x, target, weight, avg_factor=5.0), expected)
     total = 3 * bce(x, target, weight, reduction_override="sum") + loss(x, target, weight, reduction_override="sum")
-    assert torch.allclose(BesideBCE(loss)(x, target, weight, reduction_override="sum"), total)
+    assert torch.allclose(Beside(loss)(x, target, weight, reduction_override="sum"), total)
     if name != "ghmc":
         by_image = build_loss("obj", dict(type=name, scope="image"))
         expected = bce(x, target, avg_factor=5.0) + by_image(x, target, images=3)
-        assert torch.allclose(BesideBCE(by_image)(x, target, avg_factor=5.0, images=3), expected)
+        assert torch.allclose(Beside(by_image)(x, target, avg_factor=5.0, images=3), expected)
         assert not torch.allclose(expected, bce(x, target, avg_factor=5.0) + build_loss("obj", name)(x, target))

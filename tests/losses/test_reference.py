@@ -774,3 +774,19 @@ def test_reference_gradient():
     weight = math.sqrt(ref.box_iou(pred, TARGET))
     want = [weight * slope for slope in ref.grad(ref.ref_eiou, pred, TARGET)]
     assert ref.grad(ref.ref_focal_eiou, pred, TARGET) == pytest.approx(want, abs=1e-15)
+
+
+def test_nwd_by_the_mean_size_of_the_targets():
+    generator = torch.Generator().manual_seed(3)
+    target = torch.rand(9, 4, generator=generator, dtype=torch.float64) * 60 + 5
+    pred = (target + torch.randn(9, 4, generator=generator, dtype=torch.float64) * 4).requires_grad_()
+    size = sum(math.sqrt(w * h) for *_, w, h in target.tolist()) / 9
+    loss = ylp.build_loss("iou", dict(type="nwd", constant="mean"))
+    want = [ref.ref_nwd(p, t, constant=size) for p, t in zip(pred.tolist(), target.tolist(), strict=True)]
+    assert loss(pred, target, reduction_override="none").tolist() == pytest.approx(want, rel=1e-12)
+    assert torch.autograd.gradcheck(lambda x: loss(x, target, reduction_override="none"), pred)
+    for count in (0, 2):  # nothing to take the mean of, and boxes without a size
+        boxes = torch.zeros(count, 4, requires_grad=True)
+        value = loss(boxes, torch.zeros(count, 4), avg_factor=1.0)
+        value.backward()
+        assert value == 0 and not boxes.grad.any()

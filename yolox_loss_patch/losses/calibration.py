@@ -7,9 +7,10 @@ background 4,460 times less gradient than BCE's. Which probability a score stand
 its pulls on foreground and background cancel (2011.09172 does so for focal loss). With that the loss is trained on a
 logit that means what BCE's means, and weighed by its pull at YOLOX's start.
 
-A loss of a whole set (Dice, Tversky, GHM-C) has no such probability: where an anchor comes to rest depends on all the
-others. Dice sends every score to 0 or 1, GHM-C all of them to about 1/2. Beside BCE they leave the score a probability,
-give or take, and YOLOX's start its pull; so Dice is trained in segmentation too (1809.10486).
+Some losses cannot stand alone in YOLOX. A loss of a whole set (Dice, Tversky, GHM-C) has no such probability: where an
+anchor comes to rest depends on all the others. Dice sends every score to 0 or 1, GHM-C all of them to about 1/2. Beside
+BCE they leave the score a probability, give or take, and YOLOX's start its pull; so Dice is trained in segmentation too
+(1809.10486). NWD counts pixels where YOLOX's label assignment counts overlap, and stands beside YOLOX's box loss.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from . import focal
+from . import focal, iou
 from .boxes import upcast
 from .terms import TermLoss
 
@@ -93,17 +94,18 @@ class Calibrated(nn.Module):
         return value / self.pull
 
 
-class BesideBCE(nn.Module):
-    """A loss of a whole set and binary cross entropy, added: ``loss_weight * (BCE / avg_factor + loss)``.
+class Beside(nn.Module):
+    """A loss and YOLOX's own of that term, added: ``loss_weight * (stock + loss)``.
 
     Args:
-        loss: the loss of a whole set. Its ``loss_weight`` and ``reduction`` are those of both.
+        loss: its ``loss_weight`` and ``reduction`` are those of both.
     """
 
     def __init__(self, loss: TermLoss) -> None:
         super().__init__()
         self.loss, self.wants = loss, loss.wants
-        self.bce = TermLoss(loss.term, "bce", focal.bce, loss_weight=loss.loss_weight, reduction=loss.reduction)
+        name, kernel = ("iou", iou.iou) if loss.term == "iou" else ("bce", focal.bce)
+        self.stock = TermLoss(loss.term, name, kernel, loss_weight=loss.loss_weight, reduction=loss.reduction)
 
     def forward(
         self,
@@ -114,10 +116,11 @@ class BesideBCE(nn.Module):
         reduction_override: str | None = None,
         **facts: Any,
     ) -> Tensor:
-        """The sum for logits ``pred``, any shape, and a ``target`` of that shape; ``avg_factor`` divides BCE only."""
-        bce: Tensor = self.bce(pred, target, weight, avg_factor, reduction_override)
-        value: Tensor = self.loss(pred, target, weight, reduction_override=reduction_override, **facts)
-        return bce + value
+        """The sum, called as `TermLoss.forward`; ``avg_factor`` does not divide a loss of a whole set."""
+        stock: Tensor = self.stock(pred, target, weight, avg_factor, reduction_override)
+        own = None if self.loss.whole_set else avg_factor
+        value: Tensor = self.loss(pred, target, weight, own, reduction_override, **facts)
+        return stock + value
 
     def running_state(self) -> dict[str, Tensor]:
         """What the loss has learnt from the batches so far."""

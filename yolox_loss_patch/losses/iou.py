@@ -288,10 +288,12 @@ def piou(pred: Tensor, target: Tensor, version: int = 2, lambda_: float = 1.3) -
     return 3 * x * torch.exp(-x.square()) * loss
 
 
-def nwd(pred: Tensor, target: Tensor, constant: float = 12.8) -> Tensor:
+def nwd(pred: Tensor, target: Tensor, constant: float | str = 12.8) -> Tensor:
     """Normalised Wasserstein distance (2110.13389): ``1 - exp(-W/constant)``, range [0, 1), for tiny objects.
 
-    ``W2 = dx2 + dy2 + (dw2 + dh2)/4`` in px2; ``constant`` is about the mean size of the objects in px.
+    ``W2 = dx2 + dy2 + (dw2 + dh2)/4`` in px2; ``constant`` is about the mean size of the objects in px, or ``mean``, for
+    that of the targets handed over (the square root of their area).
     """
+    length = root(target[:, 2:].prod(1)).mean().clamp(min=1e-3) if isinstance(constant, str) else constant
     gap = (pred - target).square()
-    return -torch.expm1(-root(gap[:, :2].sum(1) + gap[:, 2:].sum(1) / 4) / constant)
+    return -torch.expm1(-root(gap[:, :2].sum(1) + gap[:, 2:].sum(1) / 4) / length)
