@@ -23,6 +23,7 @@ class Loss:
         wants: facts of the batch that it asks the loss stage for.
         calibrated: whether its default is not the paper's: the loss stage trains it as `Calibrated`, a loss of a whole
             set and one of boxes `Beside` YOLOX's own, unless ``preset`` is ``paper``.
+        share: its part beside YOLOX's own.
         published: settings that ``preset="paper"`` has otherwise than the defaults.
         own: False for a user's class, which checks its own knobs.
     """
@@ -35,6 +36,7 @@ class Loss:
     whole_set: bool = False
     wants: tuple[str, ...] = ()
     calibrated: bool = False
+    share: float = 1.0
     published: Mapping[str, Any] = field(default_factory=dict)
     own: bool = True
 
@@ -106,6 +108,7 @@ ROWS: tuple[tuple[tuple[str, ...], str, Loss], ...] = (
             targets=_HARD_OR_IOU,
             whole_set=True,
             calibrated=True,
+            share=0.2,  # it does not fade as BCE does: at 1 it outweighs it in the end
         ),
     ),
     (

@@ -46,7 +46,8 @@ def _meaning(term: str, loss: Loss) -> str:
     """Of the presets."""
     if loss.whole_set or term == "iou":
         stock = "YOLOX's 1 - IoU^2" if term == "iou" else "BCE"
-        meaning = f"calibrated: beside {stock}; paper: alone"
+        part = "" if loss.share == 1 else f"{loss.share:g} of it "
+        meaning = f"calibrated: {part}beside {stock}; paper: alone"
     else:
         meaning = "calibrated: on the logit of the chance that its score stands for; paper: bare"
     return meaning + "".join(f", {key} = {value}" for key, value in loss.published.items())

@@ -19,7 +19,7 @@ from .losses.calibration import Beside, Calibrated
 from .losses.sampler import RandomSampler
 from .losses.state import number_of_ranks, sum_over_ranks
 from .losses.terms import TermLoss
-from .registry import TERMS, build_loss, nearest
+from .registry import LOSSES, TERMS, build_loss, nearest
 
 # YOLOX's fixed factor on the box loss; `loss_weight` of the iou term multiplies it.
 BOX_WEIGHT = 5.0
@@ -123,7 +123,7 @@ def build_term(term: str, resolved: Mapping[str, Any]) -> Any:
         return loss
     assert isinstance(loss, TermLoss)  # as all losses of the kit are
     if loss.whole_set or term == "iou":
-        return Beside(loss)
+        return Beside(loss, LOSSES.get(term, resolved["type"]).share)
     try:
         return Calibrated(loss)
     except ValueError as error:

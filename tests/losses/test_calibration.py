@@ -153,7 +153,7 @@ SETTLED = {
     "dice": ([0.000, 0.000, 0.99, 1.00], [0.0016, 0.043, 0.32, 0.87]),
     "tversky": ([0.000, 0.000, 1.00, 1.00], [0.0018, 0.046, 0.34, 0.87]),
     "dice_focal": ([0.000, 0.001, 0.70, 1.00], [0.0016, 0.043, 0.32, 0.87]),
-    "ghmc": ([0.400, 0.400, 0.50, 0.50], [0.0033, 0.080, 0.35, 0.70]),
+    "ghmc": ([0.400, 0.400, 0.50, 0.50], [0.0022, 0.055, 0.31, 0.765]),
 }
 
 
@@ -163,7 +163,8 @@ def test_beside_bce_the_score_stays_a_probability(name):
     loss = build_loss("obj", name)
     alone, beside = SETTLED[name]
     assert settled(loss, GROUPS) == pytest.approx(alone, abs=0.01)
-    found = settled(Beside(loss), GROUPS, avg_factor=float(num_fg))
+    share = 0.2 if name == "ghmc" else 1.0
+    found = settled(Beside(loss, share), GROUPS, avg_factor=float(num_fg))
     assert found == pytest.approx(beside, abs=0.006, rel=0.04)
     odds = [p / (1 - p) / (chance / (1 - chance)) for p, (_, chance) in zip(found, GROUPS, strict=True)]
     assert all(1 / 2 < ratio < 2 for ratio in odds)
@@ -180,6 +181,7 @@ def test_beside_bce_every_argument_reaches_both(name):
     assert torch.allclose(Beside(loss)(x, target, weight, avg_factor=5.0), expected)
     total = 3 * bce(x, target, weight, reduction_override="sum") + loss(x, target, weight, reduction_override="sum")
     assert torch.allclose(Beside(loss)(x, target, weight, reduction_override="sum"), total)
+    assert torch.allclose(Beside(loss, 0.5)(x, target, avg_factor=5.0), 3 * bce(x, target, avg_factor=5.0) + loss(x, target) / 2)
     if name != "ghmc":
         by_image = build_loss("obj", dict(type=name, scope="image"))
         expected = bce(x, target, avg_factor=5.0) + by_image(x, target, images=3)

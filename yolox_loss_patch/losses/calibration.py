@@ -95,15 +95,16 @@ class Calibrated(nn.Module):
 
 
 class Beside(nn.Module):
-    """A loss and YOLOX's own of that term, added: ``loss_weight * (stock + loss)``.
+    """A loss and YOLOX's own of that term, added: ``loss_weight * (stock + share * loss)``.
 
     Args:
         loss: its ``loss_weight`` and ``reduction`` are those of both.
+        share: of the loss.
     """
 
-    def __init__(self, loss: TermLoss) -> None:
+    def __init__(self, loss: TermLoss, share: float = 1.0) -> None:
         super().__init__()
-        self.loss, self.wants = loss, loss.wants
+        self.loss, self.wants, self.share = loss, loss.wants, share
         name, kernel = ("iou", iou.iou) if loss.term == "iou" else ("bce", focal.bce)
         self.stock = TermLoss(loss.term, name, kernel, loss_weight=loss.loss_weight, reduction=loss.reduction)
 
@@ -120,7 +121,7 @@ class Beside(nn.Module):
         stock: Tensor = self.stock(pred, target, weight, avg_factor, reduction_override)
         own = None if self.loss.whole_set else avg_factor
         value: Tensor = self.loss(pred, target, weight, own, reduction_override, **facts)
-        return stock + value
+        return stock + self.share * value
 
     def running_state(self) -> dict[str, Tensor]:
         """What the loss has learnt from the batches so far."""
