@@ -31,6 +31,7 @@ class Exp(ylp.LossExp, BaseExp):  # LossExp first
         # self.loss_obj = dict(type="bce", target="iou")               # the score learns the IoU of the matched box
         # self.loss_obj = "varifocal"                                  # calibrated: weight and score as BCE's
         # self.loss_obj = dict(type="focal", alpha=0.25, gamma=2.0)
+        # self.loss_obj = "dice"                                       # beside BCE; so are tversky, dice_focal and ghmc
         # self.loss_obj = dict(type="focal", preset="paper")           # the formula as published; see docs/swaps.md
         # Boxes: "iou", "giou", "diou", "ciou", "eiou", "alpha_ciou", "siou", "wiou", "shape_iou", "inner_ciou", ...
         self.loss_iou = "iou"

@@ -1,4 +1,4 @@
-"""Losses of another scale and another meaning of the score, brought to those of binary cross entropy.
+"""Losses of another scale and another meaning of the score, brought to those of YOLOX's own.
 
 YOLOX uses sigmoid(logit) as a probability in three places: the score of a detection, the cost of the label assignment,
 and the prior that its biases start from. BCE is smallest where the score is that probability. Focal and its relatives
