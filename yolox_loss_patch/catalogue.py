@@ -21,9 +21,8 @@ class Loss:
         targets: which targets of the objectness term it can have, the default first.
         whole_set: it weighs and averages over its set itself, so no ``avg_factor`` divides it.
         wants: facts of the batch that it asks the loss stage for.
-        calibrated: whether its default is not the paper's: the loss stage trains it as `Calibrated`, a loss of a whole
-            set and one of boxes `Beside` YOLOX's own, unless ``preset`` is ``paper``.
-        share: its part beside YOLOX's own.
+        calibrated: whether the loss stage trains it as `Calibrated` unless its ``preset`` is ``paper``.
+        beside: its share `Beside` YOLOX's own loss, where it cannot stand alone, unless its ``preset`` is ``paper``.
         published: settings that ``preset="paper"`` has otherwise than the defaults.
         own: False for a user's class, which checks its own knobs.
     """
@@ -36,9 +35,14 @@ class Loss:
     whole_set: bool = False
     wants: tuple[str, ...] = ()
     calibrated: bool = False
-    share: float = 1.0
+    beside: float | None = None
     published: Mapping[str, Any] = field(default_factory=dict)
     own: bool = True
+
+    @property
+    def has_presets(self) -> bool:
+        """Whether the default is another than the paper's."""
+        return self.calibrated or self.beside is not None
 
 
 _HARD_OR_IOU = ("hard", "iou")
@@ -107,8 +111,7 @@ ROWS: tuple[tuple[tuple[str, ...], str, Loss], ...] = (
             "1811.05181",
             targets=_HARD_OR_IOU,
             whole_set=True,
-            calibrated=True,
-            share=0.2,  # it does not fade as BCE does: at 1 it outweighs it in the end
+            beside=0.2,  # it does not fade as BCE does: at 1 it outweighs it in the end
         ),
     ),
     (
@@ -121,10 +124,10 @@ ROWS: tuple[tuple[tuple[str, ...], str, Loss], ...] = (
             targets=_HARD_OR_IOU,
             whole_set=True,
             wants=("images",),
-            calibrated=True,
+            beside=1.0,
         ),
     ),
-    (("cls",), "dice", Loss(region.dice, _DICE, *_DICE_TEXT, whole_set=True, calibrated=True)),
+    (("cls",), "dice", Loss(region.dice, _DICE, *_DICE_TEXT, whole_set=True, beside=1.0)),
     (
         ("obj",),
         "tversky",
@@ -135,16 +138,16 @@ ROWS: tuple[tuple[tuple[str, ...], str, Loss], ...] = (
             targets=_HARD_OR_IOU,
             whole_set=True,
             wants=("images",),
-            calibrated=True,
+            beside=1.0,
         ),
     ),
-    (("cls",), "tversky", Loss(region.tversky, _TVERSKY, *_TVERSKY_TEXT, whole_set=True, calibrated=True)),
+    (("cls",), "tversky", Loss(region.tversky, _TVERSKY, *_TVERSKY_TEXT, whole_set=True, beside=1.0)),
     (
         ("obj",),
         "dice_focal",
-        Loss(region.dice_focal, {**_DICE_FOCAL, **_SCOPE}, *_DICE_FOCAL_TEXT, whole_set=True, wants=("images",), calibrated=True),
+        Loss(region.dice_focal, {**_DICE_FOCAL, **_SCOPE}, *_DICE_FOCAL_TEXT, whole_set=True, wants=("images",), beside=1.0),
     ),
-    (("cls",), "dice_focal", Loss(region.dice_focal, _DICE_FOCAL, *_DICE_FOCAL_TEXT, whole_set=True, calibrated=True)),
+    (("cls",), "dice_focal", Loss(region.dice_focal, _DICE_FOCAL, *_DICE_FOCAL_TEXT, whole_set=True, beside=1.0)),
     (
         ("iou",),
         "iou",
@@ -247,7 +250,7 @@ ROWS: tuple[tuple[tuple[str, ...], str, Loss], ...] = (
             {"constant": Knob("mean", parse=length_or_mean, words="a number of px at least 0.001, or 'mean': the boxes' size")},
             "1 - exp(-W/constant)",
             "2110.13389",
-            calibrated=True,
+            beside=1.0,
             published={"constant": 12.8},  # the mean size of AI-TOD's objects
         ),
     ),

@@ -42,20 +42,21 @@ _START_EPOCH = Knob(
 STAGE_KNOBS = ("preset", "target", "sampler", "avg_factor", "start_epoch")
 
 
-def _meaning(term: str, loss: Loss) -> str:
-    """Of the presets."""
-    if loss.whole_set or term == "iou":
-        stock = "YOLOX's 1 - IoU^2" if term == "iou" else "BCE"
-        part = "" if loss.share == 1 else f"{loss.share:g} of it "
-        meaning = f"calibrated: {part}beside {stock}; paper: alone"
-    else:
+def _preset(term: str, loss: Loss) -> Knob:
+    """The knob, with what its two words mean for this loss."""
+    if loss.beside is None:
         meaning = "calibrated: on the logit of the chance that its score stands for; paper: bare"
-    return meaning + "".join(f", {key} = {value}" for key, value in loss.published.items())
+    else:
+        stock = "YOLOX's 1 - IoU^2" if term == "iou" else "BCE"
+        part = "" if loss.beside == 1 else f"{loss.beside:g} of it "
+        meaning = f"calibrated: {part}beside {stock}; paper: alone"
+    published = "".join(f", {key} = {value}" for key, value in loss.published.items())
+    return replace(_PRESET, words=f"one of calibrated, paper ({meaning}{published})")
 
 
 def stage_knobs(term: str, loss: Loss) -> dict[str, Knob]:
     """The settings of a term that the loss stage carries out, whatever the loss."""
-    knobs = {"preset": replace(_PRESET, words=f"one of calibrated, paper ({_meaning(term, loss)})")} if loss.calibrated else {}
+    knobs = {"preset": _preset(term, loss)} if loss.has_presets else {}
     if not loss.whole_set:
         knobs["avg_factor"] = _AVG_FACTOR
     if term == "obj":
@@ -228,7 +229,7 @@ def resolve(term: str, spec: Any, registry: Registry | None = None) -> dict[str,
     loss = registry.get(term, name)
     knobs = {**loss.knobs, **{key: knob for key, knob in COMMON.items() if key not in loss.knobs}}
     knobs.update(stage_knobs(term, loss))
-    if loss.own and not loss.calibrated and "preset" in spec:
+    if loss.own and not loss.has_presets and "preset" in spec:
         # Both presets are the formula: it can be said of every loss of the kit, and changes nothing.
         _PRESET.check(f"loss_{term}: preset of {name!r}", spec.pop("preset"))
     resolved: dict[str, Any] = {"type": name}

@@ -122,8 +122,9 @@ def build_term(term: str, resolved: Mapping[str, Any]) -> Any:
     if resolved.get("preset") != "calibrated":
         return loss
     assert isinstance(loss, TermLoss)  # as all losses of the kit are
-    if loss.whole_set or term == "iou":
-        return Beside(loss, LOSSES.get(term, resolved["type"]).share)
+    share = LOSSES.get(term, resolved["type"]).beside
+    if share is not None:
+        return Beside(loss, share)
     try:
         return Calibrated(loss)
     except ValueError as error:

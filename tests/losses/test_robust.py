@@ -333,7 +333,7 @@ def test_empty(term, spec, reduction):
 # ---------------------------------------------------------------------------------------------------------------------
 # The module
 # ---------------------------------------------------------------------------------------------------------------------
-def close(a, b):
+def assert_close(a, b):
     torch.testing.assert_close(a, b, rtol=2e-6, atol=1e-6)
 
 
@@ -344,17 +344,17 @@ def test_reductions(term, spec):
     elements = module(pred, target, reduction_override="none")
     assert elements.shape == (pred.shape[:1] if term == "iou" else pred.shape)
     assert (elements > 0).any()
-    close(module(pred, target, reduction_override="sum"), elements.sum())
-    close(module(pred, target, reduction_override="mean"), elements.mean())
-    close(module(pred, target), elements.mean())  # mean is the default
+    assert_close(module(pred, target, reduction_override="sum"), elements.sum())
+    assert_close(module(pred, target, reduction_override="mean"), elements.mean())
+    assert_close(module(pred, target), elements.mean())  # mean is the default
     for factor in (7, 7.0, torch.tensor(7.0)):
-        close(module(pred, target, avg_factor=factor), elements.sum() / 7)
-        close(module(pred, target, avg_factor=factor, reduction_override="mean"), elements.sum() / 7)
+        assert_close(module(pred, target, avg_factor=factor), elements.sum() / 7)
+        assert_close(module(pred, target, avg_factor=factor, reduction_override="mean"), elements.sum() / 7)
     for reduction, want in (("sum", elements.sum()), ("none", elements), ("mean", elements.mean())):
         own = build(term, spec, reduction=reduction)
-        close(own(pred, target), want)
-        close(own(pred, target, reduction_override="none"), elements)
-        close(own(pred, target, reduction_override="sum"), elements.sum())
+        assert_close(own(pred, target), want)
+        assert_close(own(pred, target, reduction_override="none"), elements)
+        assert_close(own(pred, target, reduction_override="sum"), elements.sum())
 
 
 @every_loss
@@ -383,13 +383,13 @@ def test_weights(term, spec):
         element = torch.rand(elements.shape, generator=torch.Generator().manual_seed(3))
         weights.append((element, element))
     for weight, each in weights:
-        close(module(pred, target, weight, reduction_override="none"), elements * each)
-        close(module(pred, target, weight=weight), (elements * each).mean())  # over all, as MMDetection
-        close(module(pred, target, weight=weight, avg_factor=4.0), (elements * each).sum() / 4)
-        close(module(pred, target, weight=weight, reduction_override="sum"), (elements * each).sum())
-        close(module(pred, target, weight=weight.half(), reduction_override="none"), elements * each.half().float())
+        assert_close(module(pred, target, weight, reduction_override="none"), elements * each)
+        assert_close(module(pred, target, weight=weight), (elements * each).mean())  # over all, as MMDetection
+        assert_close(module(pred, target, weight=weight, avg_factor=4.0), (elements * each).sum() / 4)
+        assert_close(module(pred, target, weight=weight, reduction_override="sum"), (elements * each).sum())
+        assert_close(module(pred, target, weight=weight.half(), reduction_override="none"), elements * each.half().float())
     got = run(module, pred, target, weight=rows)[1]
-    close(got, gradient * rows[:, None])
+    assert_close(got, gradient * rows[:, None])
     assert (got[0] == 0).all()
 
 
@@ -442,9 +442,9 @@ def test_loss_weight(term, spec, factor):
     pred, target = inputs(term)
     value, gradient = run(build(term, spec), pred, target)
     weighted, weighted_gradient = run(build(term, spec, loss_weight=factor), pred, target)
-    close(weighted, factor * value)
-    close(weighted_gradient, factor * gradient)
-    close(build(term, spec, loss_weight=factor)(pred, target), factor * build(term, spec)(pred, target))
+    assert_close(weighted, factor * value)
+    assert_close(weighted_gradient, factor * gradient)
+    assert_close(build(term, spec, loss_weight=factor)(pred, target), factor * build(term, spec)(pred, target))
 
 
 @every_loss
@@ -504,7 +504,7 @@ def test_inputs_stay_as_they_are(term, spec):
     # a slice of the head's output: strided, and part of a larger graph
     output = torch.cat([pred, torch.ones(len(pred), 5)], 1).requires_grad_()
     strided = build(term, spec)(output[:, : pred.shape[1]], target, reduction_override="none")
-    close(strided, build(term, spec)(pred, target, reduction_override="none"))
+    assert_close(strided, build(term, spec)(pred, target, reduction_override="none"))
     strided.sum().backward()
     assert (output.grad[:, pred.shape[1] :] == 0).all()
 
@@ -518,8 +518,8 @@ def test_elements_do_not_feel_each_other(term, spec):
     if term in BOTH:
         bad_pred, bad_target = bad_pred[:63].view(-1, 3), bad_target[:63].view(-1, 3)
     both = run(build(term, spec), torch.cat([pred, bad_pred]), torch.cat([target, bad_target]))
-    close(both[0][: len(pred)], value)
-    close(both[1][: len(pred)], gradient)
+    assert_close(both[0][: len(pred)], value)
+    assert_close(both[1][: len(pred)], gradient)
 
 
 @element_wise

@@ -102,7 +102,7 @@ class Beside(nn.Module):
         share: of the loss.
     """
 
-    def __init__(self, loss: TermLoss, share: float = 1.0) -> None:
+    def __init__(self, loss: TermLoss, share: float) -> None:
         super().__init__()
         self.loss, self.wants, self.share = loss, loss.wants, share
         name, kernel = ("iou", iou.iou) if loss.term == "iou" else ("bce", focal.bce)
