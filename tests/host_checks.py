@@ -290,10 +290,10 @@ def _():
 
 @check("evaluates on a CPU")
 def _():
-    from yolox_loss_patch.train import evaluate
+    from yolox_loss_patch.evaluate import evaluate
 
     found = []
-    with mock.patch("yolox_loss_patch.train.evaluate", lambda args: found.append(evaluate(args))):
+    with mock.patch("yolox_loss_patch.evaluate.evaluate", lambda args: found.append(evaluate(args))):
         assert kit("eval", "straight", "--ckpt", str(folder("straight") / "latest_ckpt.pth")) == 0
     row = read_metrics(folder("straight"))[-1]
     assert {key: row[key] for key in AP_COLUMNS} == pytest.approx(found[0], abs=1e-12)

@@ -9,7 +9,7 @@ PACKAGE = ROOT / "yolox_loss_patch"
 HOST = {"hosts", "stage", "assign", "exp", "train"}
 # exp file -> config -> registry -> losses -> stage -> trainer -> record -> compare: each may import what stands before it
 ORDER = ["errors", "losses", "knobs", "catalogue", "registry", "testing", "assign", "hosts", "config", "stage", "fork", "patch",
-         "exp", "record", "checkpoint", "plainrun", "workers", "half", "data", "evaluator", "train", "doctor",
+         "exp", "record", "checkpoint", "plainrun", "workers", "half", "data", "evaluator", "train", "evaluate", "doctor",
          "verify", "calibrate", "runs", "statistics", "detections", "results", "tables", "figures", "report", "compare", "jobs",
          "sweep", "plot", "cli", "__main__", "__init__"]  # fmt: skip
 

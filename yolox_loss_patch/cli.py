@@ -79,7 +79,7 @@ def _train(words: list[str]) -> None:
 
 def _eval(words: list[str]) -> None:
     args = _host_parser("eval", words, save="keep the predictions in the folder of the checkpoint's run, for compare")
-    from .train import evaluate
+    from .evaluate import evaluate
 
     evaluate(args)
 
