@@ -161,6 +161,33 @@ def test_many_groups_are_warned_of(data, tmp_path):
     assert "would still be called different in up to 14%" in compare([str(tmp_path / "*")])
 
 
+def test_a_restless_end_is_told_and_how_to_settle_it(bare, tmp_path):
+    for folder in sorted(bare.iterdir()):
+        if not folder.name.startswith("ciou"):
+            shutil.copytree(folder, tmp_path / folder.name)
+            edit(tmp_path / folder.name, exp__min_lr_ratio=0.05)
+            ends(tmp_path / folder.name, [0.30, 0.36, 0.30, 0.36])
+    text = compare([str(tmp_path / "*")])
+    assert "AP moves by 0.042 from one to the next" in text and "min_lr_ratio = 0.002" in text and "which is 0.05 here" in text
+    for folder in tmp_path.iterdir():
+        edit(folder, exp__min_lr_ratio=0.002)
+    assert "from one to the next" in compare([str(tmp_path / "*")]) and "min_lr_ratio" not in compare([str(tmp_path / "*")])
+    for number, folder in enumerate(sorted(tmp_path.iterdir())):
+        ends(folder, [0.30 + number / 5, 0.31 + number / 5, 0.30 + number / 5, 0.31 + number / 5])
+    assert "from one to the next" not in compare([str(tmp_path / "*")]), "the seeds differ by far more"
+
+
+def ends(folder, values):
+    """Give the last epochs these values of AP."""
+    rows = (folder / "metrics.csv").read_text().splitlines()
+    place = rows[0].split(",").index("AP")
+    for number, value in enumerate(values, len(rows) - len(values)):
+        cells = rows[number].split(",")
+        cells[place] = repr(value)
+        rows[number] = ",".join(cells)
+    (folder / "metrics.csv").write_text("\n".join(rows) + "\n")
+
+
 def test_one_run_or_none_is_said_in_words(outputs, data, tmp_path, capsys):
     make_run(tmp_path / "failed", data, status="failed")
     with pytest.raises(RunError, match=r"one run only, stock-0.*Left out: failed: failed after epoch 4"):

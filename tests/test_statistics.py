@@ -94,3 +94,23 @@ def test_the_missing_seeds_find_half_a_point_in_8_of_10_cases(spread):
 def test_the_missing_seeds_have_ends():
     assert seeds_needed(0.0) == 2 and seeds_needed(1e-9) == 2 and seeds_needed(10.0) == 1000
     assert seed_difference(seeds(0.3, 0.3, 0.3), seeds(0.2, 0.2, 0.2)).more_seeds == 0
+
+
+def test_unrest_is_the_spread_of_the_steps_and_not_the_rise():
+    from yolox_loss_patch.statistics import unrest
+
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 0.03, (500, 5))
+    rise = np.linspace(0.3, 0.31, 5)
+    assert unrest(list(noise + rise)) == pytest.approx(0.03, rel=0.05)
+    assert unrest([list(rise)]) < 0.002
+    assert unrest([[0.1, 0.3], [0.5]]) == pytest.approx(0.2 / 2**0.5)
+    assert unrest([]) is None and unrest([[0.3], []]) is None
+
+
+def test_the_pooled_spread_is_that_within_the_groups():
+    from yolox_loss_patch.statistics import pooled_spread
+
+    assert pooled_spread([[0.1, 0.3], [0.9]]) == pytest.approx(np.std([0.1, 0.3], ddof=1))
+    assert pooled_spread([[0.1, 0.3], [0.8, 0.8, 0.8]]) == pytest.approx(np.sqrt(0.02 / 3))
+    assert pooled_spread([[0.1], [0.2]]) is None and pooled_spread([]) is None

@@ -14,7 +14,7 @@ from .knobs import nearest
 from .record import AP_COLUMNS, predictions_file
 from .results import MEANS, Comparison, ImageDifference, Result, Shapes, Summary
 from .runs import Group, Run, Selection, differing, facts, group, select, surroundings, unknown
-from .statistics import seed_difference, verdict
+from .statistics import EFFECT, pooled_spread, seed_difference, unrest, verdict
 from .tables import as_text, side_by_side
 
 
@@ -79,6 +79,7 @@ def analyse(
         raise RunError(f"The baseline {results[0].label} has no {metric}; choose another --metric or --baseline.")
     for result in results[1:]:
         _judge(result, results[0], metric, truth)
+    _note_unrest(runs, results, metric, notes)
     if len(results) > 3:
         tests = len(results) - 1
         notes.append(
@@ -211,6 +212,26 @@ def _judge(result: Result, base: Result, metric: str, truth: Truth | None) -> No
             ):
                 result.images = truth.image_interval(known[0], known[1], metric)
     result.verdict = verdict(result.difference, result.images)
+
+
+def _note_unrest(runs: Sequence[Run], results: list[Result], metric: str, notes: list[str]) -> None:
+    """Say where a good part of the seeds' spread is the epoch that a training happens to end with."""
+    moves = unrest([run.end(metric) for run in runs])
+    spread = pooled_spread([list(_by_unit(result.group, metric).values()) for result in results])
+    if moves is None or spread is None or moves < max(EFFECT, spread / 2):
+        return
+    ratio = runs[0].record.get("exp", {}).get("min_lr_ratio")
+    how = "A smaller last learning rate settles it"
+    if isinstance(ratio, float) and ratio > _SETTLED:
+        how += f": self.min_lr_ratio = {_SETTLED} in the experiment, which is {ratio} here"
+    notes.append(
+        f"In the last epochs {metric} moves by {moves:.3f} from one to the next (standard deviation), in the last one it differs "
+        f"by {spread:.3f} between seeds: much of the noise is where a training happens to stop. {how}."
+    )
+
+
+# A share of the first learning rate at which AP hardly moves any more from epoch to epoch; measured in docs/which_loss.md.
+_SETTLED = 0.002
 
 
 def _by_unit(one: Group, metric: str) -> dict[str, float]:

@@ -89,6 +89,26 @@ def seed_difference(values: dict[str, float], baseline: dict[str, float]) -> See
     return SeedDifference(mean, _interval(mean, error, freedom), seeds, False, max(seeds_needed(spread) - seeds, 0))
 
 
+def unrest(series: Sequence[Sequence[float]]) -> float | None:
+    """How far a metric is thrown from one evaluation to the next: a standard deviation, free of a slow rise or fall.
+
+    Args:
+        series: of each run the values of evaluations that follow each other.
+
+    Returns:
+        The root of half the mean squared step; None without a step.
+    """
+    steps = np.concatenate([np.diff(values) for values in series]) if series else np.empty(0)
+    return math.sqrt(float(np.mean(steps**2)) / 2) if len(steps) else None
+
+
+def pooled_spread(groups: Sequence[Sequence[float]]) -> float | None:
+    """The standard deviation within groups, all taken together; None where no group has two values."""
+    groups = [values for values in groups if len(values) > 1]
+    freedom = sum(len(values) - 1 for values in groups)
+    return math.sqrt(sum(float(np.var(v, ddof=1)) * (len(v) - 1) for v in groups) / freedom) if freedom else None
+
+
 def seeds_needed(spread: float, effect: float = EFFECT) -> int:
     """The pairs of seeds with which a paired t-test finds an effect of this size in 8 of 10 cases.
 
