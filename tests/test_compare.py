@@ -172,6 +172,9 @@ def test_a_restless_end_is_told_and_how_to_settle_it(bare, tmp_path):
     for folder in tmp_path.iterdir():
         edit(folder, exp__min_lr_ratio=0.002)
     assert "from one to the next" in compare([str(tmp_path / "*")]) and "min_lr_ratio" not in compare([str(tmp_path / "*")])
+    for folder in tmp_path.iterdir():
+        ends(folder, [0.300, 0.306, 0.300, 0.306])
+    assert "from one to the next" not in compare([str(tmp_path / "*")]), "less than a difference worth finding"
     for number, folder in enumerate(sorted(tmp_path.iterdir())):
         ends(folder, [0.30 + number / 5, 0.31 + number / 5, 0.30 + number / 5, 0.31 + number / 5])
     assert "from one to the next" not in compare([str(tmp_path / "*")]), "the seeds differ by far more"

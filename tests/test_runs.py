@@ -6,7 +6,7 @@ import pytest
 from made_runs import edit, make_data, make_run
 
 from yolox_loss_patch.errors import RunError
-from yolox_loss_patch.runs import differing, facts, group, read, select, surroundings
+from yolox_loss_patch.runs import Run, differing, facts, group, read, select, surroundings
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +156,13 @@ def test_the_same_seed_twice_is_refused(outputs, tmp_path):
     make_run(tmp_path / "again", data, seed=0)
     with pytest.raises(RunError, match="stock-seed0 and again are the same run twice: stock, seed 0"):
         group([read(outputs / "stock-seed0"), read(tmp_path / "again")])
+
+
+def test_the_end_of_a_run_is_its_last_epochs_in_a_row(tmp_path):
+    def end(**epochs):
+        rows = [{"epoch": float(name[1:]), "AP": value} for name, value in epochs.items()]
+        return Run(tmp_path, {}, rows).end("AP")
+
+    assert end(e2=0.1, e4=0.2, e5=0.3, e6=0.4) == [0.2, 0.3, 0.4]
+    assert end(e1=0.1, e2=0.2, e3=0.3, e4=0.4, e5=0.5, e6=0.6) == [0.2, 0.3, 0.4, 0.5, 0.6]
+    assert end(e2=0.1, e4=0.2) == [0.2] and end(e1=0.3, e2=-1.0, e3=0.4) == [0.4]

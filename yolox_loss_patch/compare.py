@@ -17,6 +17,9 @@ from .runs import Group, Run, Selection, differing, facts, group, select, surrou
 from .statistics import EFFECT, pooled_spread, seed_difference, unrest, verdict
 from .tables import as_text, side_by_side
 
+# A share of the first learning rate at which AP hardly moves any more from epoch to epoch; measured in docs/which_loss.md.
+_SETTLED = 0.002
+
 
 def compare(
     folders: Sequence[str],
@@ -221,17 +224,13 @@ def _note_unrest(runs: Sequence[Run], results: list[Result], metric: str, notes:
     if moves is None or spread is None or moves < max(EFFECT, spread / 2):
         return
     ratio = runs[0].record.get("exp", {}).get("min_lr_ratio")
-    how = "A smaller last learning rate settles it"
-    if isinstance(ratio, float) and ratio > _SETTLED:
-        how += f": self.min_lr_ratio = {_SETTLED} in the experiment, which is {ratio} here"
+    how = ""
+    if isinstance(ratio, (int, float)) and ratio > _SETTLED:
+        how = f" A smaller last learning rate settles it: self.min_lr_ratio = {_SETTLED}, which is {ratio} here."
     notes.append(
         f"In the last epochs {metric} moves by {moves:.3f} from one to the next (standard deviation), in the last one it differs "
-        f"by {spread:.3f} between seeds: much of the noise is where a training happens to stop. {how}."
+        f"by {spread:.3f} between seeds: much of the noise is where a training happens to stop.{how}"
     )
-
-
-# A share of the first learning rate at which AP hardly moves any more from epoch to epoch; measured in docs/which_loss.md.
-_SETTLED = 0.002
 
 
 def _by_unit(one: Group, metric: str) -> dict[str, float]:

@@ -63,15 +63,15 @@ class Run:
         """The row of the epoch with the best AP, the first of equals: the one that ``best_ckpt.pth`` comes from."""
         return max(self.evaluated(), key=lambda row: row["AP"] or 0.0)
 
-    def end(self, metric: str, most: int = 5) -> list[float]:
-        """A metric in the last epochs that were evaluated one after the other, in their order; ``most`` at most."""
+    def end(self, metric: str) -> list[float]:
+        """A metric in the last epochs that were evaluated one after the other, in their order; five at most."""
         values: list[float] = []
         for row, later in zip(reversed(self.evaluated()), [None, *reversed(self.evaluated())], strict=False):
             value = row.get(metric)
             if value is None or value < 0 or (later is not None and (later["epoch"] or 0) - (row["epoch"] or 0) != 1):
                 break
             values.append(value)
-        return values[:most][::-1]
+        return values[:5][::-1]
 
     def predictions(self) -> Path | None:
         """What the last evaluation detected, if it was kept."""
