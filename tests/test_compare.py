@@ -161,6 +161,25 @@ def test_many_groups_are_warned_of(data, tmp_path):
     assert "would still be called different in up to 14%" in compare([str(tmp_path / "*")])
 
 
+def test_many_groups_stay_readable(data, tmp_path):
+    """A sweep through the catalogue: a line a group instead of a column, and images of those that differ most only."""
+    names = ["iou", "giou", "diou", "ciou", "eiou", "siou", "wiou", "piou"]
+    for place, name in enumerate(names):
+        make_run(tmp_path / name, data, 0.1 + 0.01 * place, 0, {"loss_iou": name})
+    comparison = analyse([str(tmp_path / "*")])
+    rows = table(comparison, "What differs")
+    assert rows["iou giou"] == {"other than stock's": "loss_iou giou"}
+    assert rows["iou siou"] == {"other than stock's": "loss_iou siou, loss_iou.theta 4.0"}
+    assert list(rows) == [result.label for result in comparison.results[1:]]
+    shown = {side[0] for one in comparison.pictures for side in one.sides}
+    gaps = {one.group.runs[0].name: abs(one.difference.mean) for one in comparison.results[1:]}
+    assert shown == {"iou", *sorted(gaps, key=gaps.get)[-6:]}
+    assert "Images are shown of the 6 groups whose AP differs most from stock's." in comparison.notes
+    few = analyse([str(tmp_path / name) for name in names[:7]])
+    assert len({side[0] for one in few.pictures for side in one.sides}) == 7 and not [n for n in few.notes if "Images" in n]
+    assert table(few, "What differs")["loss_iou.theta"]["iou siou"] == "4.0"
+
+
 def test_a_restless_end_is_told_and_how_to_settle_it(bare, tmp_path):
     for folder in sorted(bare.iterdir()):
         if not folder.name.startswith("ciou"):

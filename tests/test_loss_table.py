@@ -1,22 +1,42 @@
-"""The tables of docs/which_loss.md are those that scripts/loss_table.py makes of the comparisons."""
+"""The tables of docs/which_loss.md and docs/from_scratch.md are those that scripts/loss_table.py makes of the comparisons."""
 
 import csv
 
+import pytest
 from conftest import ROOT, load_script
 
 loss_table = load_script("loss_table")
+FOLDERS = [folder for sets in loss_table.PAGES.values() for folder in sets]
 
 
-def test_the_page_has_the_tables_of_the_comparisons():
-    assert loss_table.markdown() in (ROOT / "docs" / "which_loss.md").read_text()
+@pytest.mark.parametrize("page", loss_table.PAGES)
+def test_the_page_has_the_tables_of_the_comparisons(page):
+    text = (ROOT / "docs" / f"{page}.md").read_text()
+    assert loss_table.written(text, page) == text
 
 
-def test_every_run_of_a_comparison_has_its_rows():
-    for folder in loss_table.SETS:
-        with (ROOT / "benchmarks" / folder / "comparison.csv").open(newline="") as file:
-            counted = sum(int(row["runs"]) for row in csv.DictReader(file))
-        runs = list((ROOT / "benchmarks" / folder).glob("*-seed*.csv"))
-        assert len(runs) == counted, folder
-        for path in runs:
-            with path.open(newline="") as file:
-                assert list(csv.DictReader(file))[-1]["AP"], path
+def test_a_table_is_written_under_its_heading_and_nothing_else_is_touched():
+    heading, table = next(iter(loss_table.tables("from_scratch").items()))
+    others = "".join(f"\n{other}\n\n{other_table}" for other, other_table in loss_table.tables("from_scratch").items() if other != heading)
+    old = f"words | with a bar\n\n{heading}\n\nabout it\n\n| old |\n| --- |\n| \\1 |\n\nafter\n{others}"
+    assert loss_table.written(old, "from_scratch") == f"words | with a bar\n\n{heading}\n\nabout it\n\n{table}\nafter\n{others}"
+
+
+def test_a_heading_that_is_gone_is_an_error():
+    with pytest.raises(SystemExit, match=r"docs/from_scratch\.md has no heading '### Blood cells"):
+        loss_table.written("no table here", "from_scratch")
+
+
+def test_the_picture_has_a_row_a_loss_and_a_column_a_set(tmp_path):
+    loss_table.draw(tmp_path / "w.png")
+    assert (tmp_path / "w.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_run_of_a_comparison_has_its_rows(folder):
+    counted = sum(int(row["runs"]) for row in loss_table.comparison(folder))
+    runs = list((ROOT / "benchmarks" / folder).glob("*-seed*.csv"))
+    assert len(runs) == counted
+    for path in runs:
+        with path.open(newline="") as file:
+            assert list(csv.DictReader(file))[-1]["AP"], path

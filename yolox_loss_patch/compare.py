@@ -19,6 +19,8 @@ from .tables import as_text, side_by_side
 
 # A share of the first learning rate at which AP hardly moves any more from epoch to epoch; measured in docs/which_loss.md.
 _SETTLED = 0.002
+# Groups of which images are shown: each takes three rows of a page.
+_MOST_SHOWN = 6
 
 
 def compare(
@@ -99,7 +101,7 @@ def analyse(
         selection.left_out,
         notes,
         _classes(results) if per_class else [],
-        _pictures(results, truth) if truth is not None else [],
+        _pictures(results, truth, metric, notes) if truth is not None else [],
         _command(folders, baseline, by, metric, per_class, anyway),
     )
 
@@ -272,7 +274,20 @@ def _classes(results: list[Result]) -> list[str]:
     return list(dict.fromkeys(name for result in results for one in result.diagnoses.values() for name in one.classes))
 
 
-def _pictures(results: list[Result], truth: Truth, number: int = 3) -> list[ImageDifference]:
+def _most_different(results: list[Result], metric: str, notes: list[str]) -> list[Result]:
+    """The groups of which images are shown."""
+    others = results[1:]
+    if len(others) <= _MOST_SHOWN:
+        return others
+    notes.append(f"Images are shown of the {_MOST_SHOWN} groups whose {metric} differs most from {results[0].label}'s.")
+    distances = [-1.0 if one.difference is None else abs(one.difference.mean) for one in others]
+    chosen = sorted(range(len(others)), key=lambda place: -distances[place])[:_MOST_SHOWN]
+    return [others[place] for place in sorted(chosen)]
+
+
+def _pictures(
+    results: list[Result], truth: Truth, metric: str, notes: list[str], number: int = 3
+) -> list[ImageDifference]:
     """For each group the images whose AP50 differs most from the baseline's, in the first pair of runs."""
     base, names = results[0], {int(item["id"]): str(item["name"]) for item in truth.categories}
     files = {int(item["id"]): str(item["file_name"]) for item in truth.images}
@@ -280,7 +295,7 @@ def _pictures(results: list[Result], truth: Truth, number: int = 3) -> list[Imag
     for item in truth.annotations:
         boxes.setdefault(int(item["image_id"]), []).append((tuple(item["bbox"]), names[int(item["category_id"])]))
     pictures = []
-    for result in results[1:]:
+    for result in _most_different(results, metric, notes):
         ours, theirs = _pairs(result.group, base.group)
         if not ours or ours[0].name not in result.diagnoses or theirs[0].name not in base.diagnoses:
             continue

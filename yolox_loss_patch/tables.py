@@ -20,6 +20,8 @@ _SENTENCES = {
     WORSE: "worse than {base}",
     NO_DIFFERENCE: "no detectable difference to {base}",
 }
+# Beyond so many groups a column each is wider than any screen.
+_MOST_COLUMNS = 7
 # Title, header, rows, note.
 Table = tuple[str, list[str], list[list[str]], str]
 
@@ -59,6 +61,12 @@ def _head(comparison: Comparison) -> Table:
     header = ["", *(result.label for result in comparison.results)]
     rows = [[key, *values] for key, values in comparison.losses.items()]
     note = "" if rows else "The groups have the same losses."
+    if rows and len(comparison.results) > _MOST_COLUMNS:
+        header = ["", f"other than {comparison.results[0].label}'s"]
+        rows = [
+            [result.label, ", ".join(f"{row[0]} {row[place]}" for row in rows if row[place] not in ("-", row[1]))]
+            for place, result in enumerate(comparison.results[1:], start=2)
+        ]
     return "What differs", header, rows, note
 
 
