@@ -22,6 +22,8 @@ PAGES = {
     "from_scratch": {"bccd": "Blood cells (BCCD), from scratch", "digits": "Digits, from scratch"},
 }
 LIMITS = (-0.03, 0.03)
+TICKS = (-0.02, -0.01, 0, 0.01, 0.02)
+DRAWN = ("bccd_finetune", "digits_finetune")
 TERMS = ("obj", "cls", "iou", "l1")
 HEADER = (
     "losses", "seeds", "AP", "difference to stock", "95% over seeds", "95% over images", "verdict",
@@ -91,7 +93,7 @@ def draw(path):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    sets = {title: {row["group"]: row for row in comparison(folder)} for folder, title in PAGES["which_loss"].items()}
+    sets = {PAGES["which_loss"][folder]: {row["group"]: row for row in comparison(folder)} for folder in DRAWN}
     groups = {group for found in sets.values() for group in found if group.split()[0] in TERMS}
 
     def order(group):
@@ -99,7 +101,7 @@ def draw(path):
         return -TERMS.index(group.split()[0]), sum(differences) / len(differences)
 
     names = sorted(groups, key=order)
-    figure, columns = plt.subplots(1, len(sets), figsize=(11, 1.2 + 0.19 * len(names)), sharey=True, layout="constrained")
+    figure, columns = plt.subplots(1, len(sets), figsize=(10, 1.2 + 0.19 * len(names)), sharey=True, layout="constrained")
     for axes, (title, found) in zip(columns, sets.items(), strict=True):
         for y, name in enumerate(names):
             if name not in found:
@@ -116,7 +118,7 @@ def draw(path):
             axes.annotate(row["runs"], (1, y), xycoords=("axes fraction", "data"), xytext=(3, 0),
                           textcoords="offset points", va="center", fontsize=7)  # fmt: skip
         axes.axvline(0, color="black", linewidth=0.8)
-        axes.set(title=title.replace(", from", ",\nfrom"), xlim=LIMITS, ylim=(-0.7, len(names) - 0.3), xlabel="AP, difference to stock")
+        axes.set(title=title, xlim=LIMITS, ylim=(-0.7, len(names) - 0.3), xlabel="AP, difference to stock", xticks=TICKS)
         axes.title.set_fontsize(9)
         axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.grid(axis="x", alpha=0.3)

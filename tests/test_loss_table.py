@@ -16,8 +16,8 @@ def test_the_page_has_the_tables_of_the_comparisons(page):
 
 
 def test_a_table_is_written_under_its_heading_and_nothing_else_is_touched():
-    heading, table = next(iter(loss_table.tables("from_scratch").items()))
-    others = "".join(f"\n{other}\n\n{other_table}" for other, other_table in loss_table.tables("from_scratch").items() if other != heading)
+    (heading, table), *rest = loss_table.tables("from_scratch").items()
+    others = "".join(f"\n{other}\n\n{written}" for other, written in rest)
     old = f"words | with a bar\n\n{heading}\n\nabout it\n\n| old |\n| --- |\n| \\1 |\n\nafter\n{others}"
     assert loss_table.written(old, "from_scratch") == f"words | with a bar\n\n{heading}\n\nabout it\n\n{table}\nafter\n{others}"
 
@@ -27,9 +27,13 @@ def test_a_heading_that_is_gone_is_an_error():
         loss_table.written("no table here", "from_scratch")
 
 
-def test_the_picture_has_a_row_a_loss_and_a_column_a_set(tmp_path):
-    loss_table.draw(tmp_path / "w.png")
-    assert (tmp_path / "w.png").read_bytes().startswith(b"\x89PNG")
+def test_every_loss_is_inside_the_picture(tmp_path):
+    loss_table.draw(tmp_path / "which_loss.png")
+    assert (tmp_path / "which_loss.png").stat().st_size > 20_000
+    low, high = loss_table.LIMITS
+    for folder in loss_table.DRAWN:
+        for row in loss_table.comparison(folder):
+            assert not row["AP_difference"] or low < float(row["AP_difference"]) < high, row["group"]
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
