@@ -220,7 +220,7 @@ def _judge(result: Result, base: Result, metric: str, truth: Truth | None) -> No
 
 
 def _note_unrest(runs: Sequence[Run], results: list[Result], metric: str, notes: list[str]) -> None:
-    """Say where a good part of the seeds' spread is the epoch that a training happens to end with."""
+    """Say where AP moves from one of the last epochs to the next about as much as seeds differ."""
     moves = unrest([run.end(metric) for run in runs])
     spread = pooled_spread([list(_by_unit(result.group, metric).values()) for result in results])
     if moves is None or spread is None or moves < max(EFFECT, spread / 2):
@@ -228,10 +228,10 @@ def _note_unrest(runs: Sequence[Run], results: list[Result], metric: str, notes:
     ratio = runs[0].record.get("exp", {}).get("min_lr_ratio")
     how = ""
     if isinstance(ratio, (int, float)) and ratio > _SETTLED:
-        how = f" A smaller last learning rate settles it: self.min_lr_ratio = {_SETTLED}, which is {ratio} here."
+        how = f" A smaller last learning rate settles that part: self.min_lr_ratio = {_SETTLED}, which is {ratio} here."
     notes.append(
         f"In the last epochs {metric} moves by {moves:.3f} from one to the next (standard deviation), in the last one it differs "
-        f"by {spread:.3f} between seeds: much of the noise is where a training happens to stop.{how}"
+        f"by {spread:.3f} between seeds: a part of the noise is where a training happens to stop.{how}"
     )
 
 
