@@ -174,10 +174,15 @@ def test_many_groups_stay_readable(data, tmp_path):
     shown = {side[0] for one in comparison.pictures for side in one.sides}
     gaps = {one.group.runs[0].name: abs(one.difference.mean) for one in comparison.results[1:]}
     assert shown == {"iou", *sorted(gaps, key=gaps.get)[-6:]}
-    assert "Images are shown of the 6 groups whose AP differs most from stock's." in comparison.notes
+    assert "The page has images of the 6 groups whose AP differs most from stock's." in comparison.notes
     few = analyse([str(tmp_path / name) for name in names[:7]])
-    assert len({side[0] for one in few.pictures for side in one.sides}) == 7 and not [n for n in few.notes if "Images" in n]
+    assert len({side[0] for one in few.pictures for side in one.sides}) == 7
+    assert not [note for note in few.notes if "images of the" in note]
     assert table(few, "What differs")["loss_iou.theta"]["iou siou"] == "4.0"
+    shutil.rmtree(tmp_path / "giou" / "predictions")
+    seven = analyse([str(tmp_path / "*")])
+    assert len({side[0] for one in seven.pictures for side in one.sides}) == 7, "six groups have images: all are shown"
+    assert not [note for note in seven.notes if "images of the" in note]
 
 
 def test_a_restless_end_is_told_and_how_to_settle_it(bare, tmp_path):

@@ -27,13 +27,32 @@ def test_a_heading_that_is_gone_is_an_error():
         loss_table.written("no table here", "from_scratch")
 
 
-def test_every_loss_is_inside_the_picture(tmp_path):
+def test_the_picture_has_every_loss_where_it_came_out(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **how: drawn.append(figure))
     loss_table.draw(tmp_path / "which_loss.png")
-    assert (tmp_path / "which_loss.png").stat().st_size > 20_000
     low, high = loss_table.LIMITS
-    for folder in loss_table.DRAWN:
-        for row in loss_table.comparison(folder):
-            assert not row["AP_difference"] or low < float(row["AP_difference"]) < high, row["group"]
+    names = [text.get_text() for text in drawn[0].axes[0].get_yticklabels()]  # the columns share them
+    for axes, folder in zip(drawn[0].axes, loss_table.DRAWN, strict=True):
+        dots = [line.get_xydata()[0] for line in axes.get_lines() if line.get_marker() == "o"]
+        found = {names[int(y)]: x for x, y in dots}
+        wanted = {row["group"]: float(row["AP_difference"]) for row in loss_table.comparison(folder) if row["AP_difference"]}
+        assert found == wanted and all(low < value < high for value in wanted.values())
+
+
+@pytest.mark.parametrize("folder", ["bccd_finetune", "digits_finetune", "digits_newcls"])
+def test_the_table_says_what_the_runs_ended_with(folder):
+    """From the runs' own files, past `compare`: means and their difference."""
+    ends = {}
+    for name in ("obj_bce", "obj_bce_targetiou"):
+        for path in (ROOT / "benchmarks" / folder).glob(f"{folder}-{name}-seed*.csv"):
+            with path.open(newline="") as file:
+                ends.setdefault(name, []).append(float(list(csv.DictReader(file))[-1]["AP"]))
+    stock, ours = (sum(values) / len(values) for values in ends.values())
+    (row,) = [line for line in loss_table.rows(loss_table.comparison(folder)) if line[0] == "obj bce (target=iou)"]
+    assert row[1] == str(len(ends["obj_bce"])) and row[2].startswith(f"{ours:.3f} ±") and row[3] == f"{ours - stock:+.3f}"
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

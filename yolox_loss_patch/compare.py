@@ -274,15 +274,20 @@ def _classes(results: list[Result]) -> list[str]:
     return list(dict.fromkeys(name for result in results for one in result.diagnoses.values() for name in one.classes))
 
 
-def _most_different(results: list[Result], metric: str, notes: list[str]) -> list[Result]:
-    """The groups of which images are shown."""
-    others = results[1:]
-    if len(others) <= _MOST_SHOWN:
-        return others
-    notes.append(f"Images are shown of the {_MOST_SHOWN} groups whose {metric} differs most from {results[0].label}'s.")
-    distances = [-1.0 if one.difference is None else abs(one.difference.mean) for one in others]
-    chosen = sorted(range(len(others)), key=lambda place: -distances[place])[:_MOST_SHOWN]
-    return [others[place] for place in sorted(chosen)]
+def _both_diagnosed(result: Result, base: Result) -> bool:
+    """Whether the first pair of runs kept its detections."""
+    ours, theirs = _pairs(result.group, base.group)
+    return bool(ours) and ours[0].name in result.diagnoses and theirs[0].name in base.diagnoses
+
+
+def _most_different(results: list[Result], base: Result, metric: str, notes: list[str]) -> list[Result]:
+    """Of the groups that have images, those of which they are shown."""
+    if len(results) <= _MOST_SHOWN:
+        return results
+    notes.append(f"The page has images of the {_MOST_SHOWN} groups whose {metric} differs most from {base.label}'s.")
+    distances = [-1.0 if one.difference is None else abs(one.difference.mean) for one in results]
+    chosen = sorted(range(len(results)), key=lambda place: -distances[place])[:_MOST_SHOWN]
+    return [results[place] for place in sorted(chosen)]
 
 
 def _pictures(
@@ -295,10 +300,8 @@ def _pictures(
     for item in truth.annotations:
         boxes.setdefault(int(item["image_id"]), []).append((tuple(item["bbox"]), names[int(item["category_id"])]))
     pictures = []
-    for result in _most_different(results, metric, notes):
+    for result in _most_different([one for one in results[1:] if _both_diagnosed(one, base)], base, metric, notes):
         ours, theirs = _pairs(result.group, base.group)
-        if not ours or ours[0].name not in result.diagnoses or theirs[0].name not in base.diagnoses:
-            continue
         sides = ((theirs[0], base.diagnoses[theirs[0].name]), (ours[0], result.diagnoses[ours[0].name]))
         values = [diagnosis.images for _, diagnosis in sides]
         shared = [image for image in values[0] if image in values[1]]
