@@ -162,7 +162,7 @@ def test_many_groups_are_warned_of(data, tmp_path):
 
 
 def test_many_groups_stay_readable(data, tmp_path):
-    """A sweep through the catalogue: a line a group instead of a column, and images of those that differ most only."""
+    """A sweep through the catalogue: a line a group instead of a column, and pictures of those that differ most only."""
     names = ["iou", "giou", "diou", "ciou", "eiou", "siou", "wiou", "piou"]
     for place, name in enumerate(names):
         make_run(tmp_path / name, data, 0.1 + 0.01 * place, 0, {"loss_iou": name})
@@ -174,15 +174,17 @@ def test_many_groups_stay_readable(data, tmp_path):
     shown = {side[0] for one in comparison.pictures for side in one.sides}
     gaps = {one.group.runs[0].name: abs(one.difference.mean) for one in comparison.results[1:]}
     assert shown == {"iou", *sorted(gaps, key=gaps.get)[-6:]}
-    assert "The page has images of the 6 groups whose AP differs most from stock's." in comparison.notes
+    assert {one.group.runs[0].name for one in comparison.shown} == shown and comparison.shown[0] is comparison.results[0]
+    assert "Curves, errors and images are shown of stock and of the 6 groups whose AP differs most from it" in " ".join(
+        comparison.notes
+    )
     few = analyse([str(tmp_path / name) for name in names[:7]])
-    assert len({side[0] for one in few.pictures for side in one.sides}) == 7
-    assert not [note for note in few.notes if "images of the" in note]
+    assert few.shown == few.results and len({side[0] for one in few.pictures for side in one.sides}) == 7
+    assert not [note for note in few.notes if "are shown of" in note]
     assert table(few, "What differs")["loss_iou.theta"]["iou siou"] == "4.0"
-    shutil.rmtree(tmp_path / "giou" / "predictions")
-    seven = analyse([str(tmp_path / "*")])
-    assert len({side[0] for one in seven.pictures for side in one.sides}) == 7, "six groups have images: all are shown"
-    assert not [note for note in seven.notes if "images of the" in note]
+    shutil.rmtree(tmp_path / "siou" / "predictions")
+    lacking = analyse([str(tmp_path / "*")])
+    assert len(lacking.shown) == 7 and len({side[0] for one in lacking.pictures for side in one.sides}) == 6
 
 
 def test_a_restless_end_is_told_and_how_to_settle_it(bare, tmp_path):

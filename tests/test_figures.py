@@ -76,6 +76,29 @@ def test_each_seed_has_its_dot_and_each_run_its_line(comparison):
     assert pytest.approx(np.mean(stock, axis=0)) in lines
 
 
+def test_of_many_groups_those_that_differ_most_have_curves_and_colours(tmp_path):
+    data = make_data(tmp_path / "data", images=2)
+    for place, name in enumerate(("iou", "giou", "diou", "ciou", "eiou", "siou", "wiou", "piou", "nwd")):
+        make_run(tmp_path / "runs" / name, data, 0.1 + 0.01 * place, 0, {"loss_iou": name})
+    many = analyse([str(tmp_path / "runs" / "*")])
+    labels = [one.label for one in many.results]
+    shown = [one.label for one in many.shown]
+    assert len(labels) == 9 and len(shown) == 7
+    of = {panel.title: drawn(panel) for panel in panels(many)}
+    seeds = of["AP of each seed, last epoch"]
+    assert [text.get_text().split("\n")[0] for text in seeds.texts] == labels, "every group has a row"
+    colours = [line.get_color() for line in seeds.lines if line.get_marker() == "|"]
+    by_label = dict(zip(labels, colours, strict=True))
+    assert {label for label in labels if by_label[label] == LIGHT.dim} == set(labels) - set(shown)
+    assert len({by_label[label] for label in shown}) == 7
+    curves = of["AP over epochs (EMA weights)"]
+    assert sorted(text.get_text().replace("\n", " ") for text in curves.texts) == sorted(shown)
+    for line in curves.lines[:7]:
+        assert line.get_color() in {by_label[label] for label in shown}
+    bars = of["Errors: AP50 that mending them would win"]
+    assert len(bars.containers) == 7
+
+
 def test_what_runs_do_not_tell_has_no_picture(tmp_path):
     data = make_data(tmp_path / "data", images=2)
     for seed, losses in ((0, {}), (1, {"loss_iou": "giou"})):

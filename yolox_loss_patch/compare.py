@@ -91,6 +91,7 @@ def analyse(
             f"{tests} groups are held against the baseline: were none of them different, one would still be called different "
             f"in up to {100 * (1 - 0.95**tests):.0f}% of such comparisons."
         )
+    shown = _most_different(results, metric, notes)
     return Comparison(
         results,
         metric,
@@ -101,7 +102,8 @@ def analyse(
         selection.left_out,
         notes,
         _classes(results) if per_class else [],
-        _pictures(results, truth, metric, notes) if truth is not None else [],
+        shown,
+        _pictures(shown, truth) if truth is not None else [],
         _command(folders, baseline, by, metric, per_class, anyway),
     )
 
@@ -280,19 +282,21 @@ def _both_diagnosed(result: Result, base: Result) -> bool:
     return bool(ours) and ours[0].name in result.diagnoses and theirs[0].name in base.diagnoses
 
 
-def _most_different(results: list[Result], base: Result, metric: str, notes: list[str]) -> list[Result]:
-    """Of the groups that have images, those of which they are shown."""
-    if len(results) <= _MOST_SHOWN:
+def _most_different(results: list[Result], metric: str, notes: list[str]) -> list[Result]:
+    """The baseline and the groups of which curves, errors and images are shown."""
+    base, *others = results
+    if len(others) <= _MOST_SHOWN:
         return results
-    notes.append(f"The page has images of the {_MOST_SHOWN} groups whose {metric} differs most from {base.label}'s.")
-    distances = [-1.0 if one.difference is None else abs(one.difference.mean) for one in results]
-    chosen = sorted(range(len(results)), key=lambda place: -distances[place])[:_MOST_SHOWN]
-    return [results[place] for place in sorted(chosen)]
+    notes.append(
+        f"Curves, errors and images are shown of {base.label} and of the {_MOST_SHOWN} groups whose {metric} differs most "
+        "from it; the tables have all."
+    )
+    distances = [-1.0 if one.difference is None else abs(one.difference.mean) for one in others]
+    chosen = sorted(range(len(others)), key=lambda place: -distances[place])[:_MOST_SHOWN]
+    return [base, *(others[place] for place in sorted(chosen))]
 
 
-def _pictures(
-    results: list[Result], truth: Truth, metric: str, notes: list[str], number: int = 3
-) -> list[ImageDifference]:
+def _pictures(results: list[Result], truth: Truth, number: int = 3) -> list[ImageDifference]:
     """For each group the images whose AP50 differs most from the baseline's, in the first pair of runs."""
     base, names = results[0], {int(item["id"]): str(item["name"]) for item in truth.categories}
     files = {int(item["id"]): str(item["file_name"]) for item in truth.images}
@@ -300,7 +304,9 @@ def _pictures(
     for item in truth.annotations:
         boxes.setdefault(int(item["image_id"]), []).append((tuple(item["bbox"]), names[int(item["category_id"])]))
     pictures = []
-    for result in _most_different([one for one in results[1:] if _both_diagnosed(one, base)], base, metric, notes):
+    for result in results[1:]:
+        if not _both_diagnosed(result, base):
+            continue
         ours, theirs = _pairs(result.group, base.group)
         sides = ((theirs[0], base.diagnoses[theirs[0].name]), (ours[0], result.diagnoses[ours[0].name]))
         values = [diagnosis.images for _, diagnosis in sides]

@@ -51,10 +51,9 @@ class Look:
     paper: str
     groups: tuple[str, ...]
 
-    def of(self, place: int) -> tuple[str, str]:
-        """Colour and marker of a group."""
-        turn = place // len(self.groups)
-        return self.groups[place % len(self.groups)], _MARKERS[(place + turn) % len(_MARKERS)]
+    def of(self, place: int | None) -> tuple[str, str]:
+        """Colour and marker of a group, by its place among those that are shown; dim where it is not among them."""
+        return (self.dim, "o") if place is None else (self.groups[place], _MARKERS[place])
 
 
 _OKABE_ITO = ("#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
@@ -98,7 +97,8 @@ _CURVES: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 def panels(comparison: Comparison) -> list[Panel]:
     """The pictures for which the runs have the numbers."""
-    results, metric, tall = comparison.results, comparison.metric, _key_height(comparison.results)
+    results, shown, metric = comparison.results, comparison.shown, comparison.metric
+    tall = _key_height(shown)
     found = []
     if len(results) > 1:
         base = results[0].label
@@ -108,13 +108,14 @@ def panels(comparison: Comparison) -> list[Panel]:
         found.append(
             Panel(ANSWER, title, f"{title}, last epoch. {told}.", _rows_height(texts) + 0.5, paint, named=True)
         )
-    found += _row_panel(ANSWER, f"{metric} of each seed, last epoch", results, lambda run: run.last().get(metric), 4)
+    rows = partial(_row_panel, comparison=comparison)
+    found += rows(ANSWER, f"{metric} of each seed, last epoch", lambda run: run.last().get(metric), digits=4)
     for title, columns in ((f"{metric} over epochs (EMA weights)", (metric,)), *_CURVES):
-        ends = [_end(one, columns[0]) for one in results]
+        ends = [_end(one, columns[0]) for one in shown]
         if any(ends):
-            alt = _alt(f"{title}, mean over seeds at the end", results, ends, 4)
-            found.append(Panel(CURVES, title, alt, tall, partial(_curves, results=results, columns=columns)))
-    diagnosed = [one for one in results if one.diagnoses]
+            alt = _alt(f"{title}, mean over seeds at the end", shown, ends, 4)
+            found.append(Panel(CURVES, title, alt, tall, partial(_curves, results=shown, columns=columns)))
+    diagnosed = [one for one in shown if one.diagnoses]
     if diagnosed:
         title = "Errors: AP50 that mending them would win"
         worst = [max(ERRORS, key=lambda kind, one=one: _error(one, kind)) for one in diagnosed]  # type: ignore[misc]
@@ -122,15 +123,15 @@ def panels(comparison: Comparison) -> list[Panel]:
             f"{one.label}: most by '{ERRORS[kind]}', {_error(one, kind):.4f}"
             for one, kind in zip(diagnosed, worst, strict=True)
         )
-        found.append(Panel(WHY, title, f"{title} (TIDE). {told}.", tall, partial(_errors, results=results)))
+        found.append(Panel(WHY, title, f"{title} (TIDE). {told}.", tall, partial(_errors, results=shown)))
         title = "Are the scores honest? Share right by score"
-        errors = [one.of_diagnoses(lambda told: told.calibration_error).mean for one in results]
-        alt = _alt(f"{title}, IoU 0.5. Mean distance from the diagonal", results, errors, 3)
-        found.append(Panel(WHY, title, alt, tall, partial(_reliability, results=results)))
-        found += _row_panel(WHY, "Best score threshold of each run (F1)", results,
-                            lambda run: _threshold(results, run.name), 3)  # fmt: skip
-    found += _row_panel(COST, "Seconds an iteration", results, Run.seconds_per_iteration, 3, bars=True)
-    found += _row_panel(COST, "Peak memory, MiB", results, Run.peak_memory, 0, bars=True)
+        errors = [one.of_diagnoses(lambda told: told.calibration_error).mean for one in shown]
+        alt = _alt(f"{title}, IoU 0.5. Mean distance from the diagonal", shown, errors, 3)
+        found.append(Panel(WHY, title, alt, tall, partial(_reliability, results=shown)))
+        title = "Best score threshold of each run (F1)"
+        found += rows(WHY, title, lambda run: _threshold(results, run.name), digits=3)
+    found += rows(COST, "Seconds an iteration", Run.seconds_per_iteration, digits=3, bars=True)
+    found += rows(COST, "Peak memory, MiB", Run.peak_memory, digits=0, bars=True)
     return found
 
 
@@ -264,14 +265,19 @@ def _luminance(colour: str) -> float:
 # The panels.
 
 
+def _turns(comparison: Comparison) -> list[int | None]:
+    """Each group's place among those that are shown, which decides its colour."""
+    return [next((turn for turn, one in enumerate(comparison.shown) if one is other), None) for other in comparison.results]
+
+
 def _differences(axes: Axes, look: Look, texts: list[list[str]], comparison: Comparison) -> None:
     """A forest plot."""
     _rows(axes, look, texts)
     axes.axvspan(-EFFECT, EFFECT, color=look.dim, alpha=0.15, linewidth=0)
     axes.axvline(0, color=look.ink, linewidth=1)
     reach = [-EFFECT, EFFECT]
-    for place, one in enumerate(comparison.results[1:]):
-        colour, marker = look.of(place + 1)
+    for place, (one, turn) in enumerate(zip(comparison.results[1:], _turns(comparison)[1:], strict=True)):
+        colour, marker = look.of(turn)
         if one.difference is None:
             continue
         intervals = [interval for interval in (one.images, one.difference.interval) if interval is not None]
@@ -306,12 +312,13 @@ def _differences(axes: Axes, look: Look, texts: list[list[str]], comparison: Com
 def _row_panel(
     section: str,
     title: str,
-    results: Sequence[Result],
     value: Callable[[Run], float | None],
+    comparison: Comparison,
     digits: int,
     bars: bool = False,
 ) -> list[Panel]:
     """A panel with a row a group and a dot a run; none where no run has the value."""
+    results = comparison.results
     known = [[value(run) for run in one.group.runs] for one in results]
     values = [[number for number in row if number is not None and number >= 0] for row in known]
     if not any(values):
@@ -321,7 +328,7 @@ def _row_panel(
         [*_lines(one.label, 54), "unknown" if mean is None else f"mean {mean:.{digits}f}"]
         for one, mean in zip(results, means, strict=True)
     ]
-    paint = partial(_dots, texts=texts, values=values, means=means, bars=bars)
+    paint = partial(_dots, texts=texts, values=values, means=means, turns=_turns(comparison), bars=bars)
     return [
         Panel(section, title, _alt(f"{title}, mean", results, means, digits), _rows_height(texts), paint, named=True)
     ]
@@ -333,11 +340,12 @@ def _dots(
     texts: list[list[str]],
     values: list[list[float]],
     means: list[float | None],
+    turns: list[int | None],
     bars: bool,
 ) -> None:
     _rows(axes, look, texts)
-    for place, (row, mean) in enumerate(zip(values, means, strict=True)):
-        colour, marker = look.of(place)
+    for place, (row, mean, turn) in enumerate(zip(values, means, turns, strict=True)):
+        colour, marker = look.of(turn)
         if mean is None:
             continue
         if bars:

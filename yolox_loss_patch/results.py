@@ -95,6 +95,7 @@ class Comparison:
         left_out: runs that failed or are not finished, with the reason.
         notes: what the reader has to know.
         classes: names, when they were asked for.
+        shown: the groups with curves, errors and images: all, or of many the baseline and those that differ most.
         pictures: where the groups differ most from the baseline.
         command: the words that make the comparison again, without ``--out``.
     """
@@ -108,6 +109,7 @@ class Comparison:
     left_out: list[str]
     notes: list[str]
     classes: list[str]
+    shown: list[Result]
     pictures: list[ImageDifference]
     command: list[str]
 
