@@ -213,3 +213,35 @@ def test_the_digits_are_the_same_bytes_again(tmp_path):
         prints.append(digits.fingerprint(tmp_path / name))
     digits.make(tmp_path / "c", train=6, val=4, size=96, seed=3)
     assert prints[0] == prints[1] != digits.fingerprint(tmp_path / "c")
+
+
+def test_all_classes_as_one_keeps_images_and_boxes(digits, tmp_path):
+    merge = load_script("merge_classes").main
+    assert merge([str(digits), str(tmp_path / "one"), "--name", "digit"]) == 0
+    for split in ("train", "val"):
+        file = f"annotations/instances_{split}2017.json"
+        old, new = (json.loads((folder / file).read_text()) for folder in (digits, tmp_path / "one"))
+        assert new["categories"] == [{"id": 1, "name": "digit"}] and len(old["categories"]) == 10
+        assert new["images"] == old["images"] and {box["category_id"] for box in new["annotations"]} == {1}
+        assert [box["bbox"] for box in new["annotations"]] == [box["bbox"] for box in old["annotations"]]
+        for image in old["images"]:
+            assert (tmp_path / "one" / f"{split}2017" / image["file_name"]).read_bytes() == (
+                digits / f"{split}2017" / image["file_name"]
+            ).read_bytes()
+
+
+def test_a_set_that_cannot_be_merged_is_told(digits, tmp_path, capsys):
+    merge = load_script("merge_classes").main
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    (tmp_path / "bad" / "annotations").mkdir(parents=True)
+    (tmp_path / "bad" / "annotations" / "instances_val2017.json").write_text("[]")
+    for source, out, words in (
+        (tmp_path / "none", tmp_path / "a", "has no annotations/instances_"),
+        (digits, tmp_path / "full", "is not empty"),
+        (digits, digits / "one", "lies in"),
+        (tmp_path / "bad", tmp_path / "b", "is not a COCO annotation file"),
+    ):
+        assert merge([str(source), str(out)]) == 1
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "b").exists() and not (digits / "one").exists()
