@@ -198,6 +198,13 @@ def test_a_restless_end_is_told_and_how_to_settle_it(bare, tmp_path):
     for folder in tmp_path.iterdir():
         edit(folder, exp__min_lr_ratio=0.002)
     assert "from one to the next" in compare([str(tmp_path / "*")]) and "min_lr_ratio" not in compare([str(tmp_path / "*")])
+    assert "batch norm" not in compare([str(tmp_path / "*")]), "the sizes are not told"
+    for folder in tmp_path.iterdir():
+        edit(folder, exp__multiscale_range=1, exp__test_size=[96, 96])
+    assert "sizes of the last batches, here of 64 to 128 px: self.random_size = (3, 3)" in compare([str(tmp_path / "*")])
+    for folder in tmp_path.iterdir():
+        edit(folder, exp__random_size=[3, 3])
+    assert "batch norm" not in compare([str(tmp_path / "*")])
     for folder in tmp_path.iterdir():
         ends(folder, [0.300, 0.306, 0.300, 0.306])
     assert "from one to the next" not in compare([str(tmp_path / "*")]), "less than a difference worth finding"

@@ -123,6 +123,17 @@ def test_what_moves_nothing_is_no_difference_and_versions_are_noted(outputs, tmp
     assert differing(runs, surroundings) == {"torch version": ["2.14.1", "2.15"]}
 
 
+def test_one_size_against_many_is_a_difference(outputs, tmp_path):
+    """Where random_size is not set YOLOX works it out from multiscale_range, and only some records hold the outcome."""
+    data = json.loads((outputs / "stock-seed0" / "run.json").read_text())["data"]["val"]
+    sizes = {"many": {}, "told": {"random_size": [-2, 8]}, "one": {"random_size": [3, 3]}}
+    many, told, one = (
+        read(make_run(tmp_path / name, data, multiscale_range=5, **exp)) for name, exp in sizes.items()
+    )
+    assert differing([many, one], facts) == {"random_size": ["[-2, 8]", "[3, 3]"]}
+    assert differing([many, told], facts) == {}
+
+
 def test_groups_are_runs_of_the_same_losses(outputs):
     groups = group(select([str(outputs / "*-seed[01]")]).runs)
     assert [one.label for one in groups] == ["iou ciou", "obj focal (alpha=0.75)", "stock"]

@@ -202,6 +202,8 @@ def test_a_sweep_that_is_interrupted_goes_on_by_the_same_command_past_a_run_that
     assert command.main([*words, "--dry-run", "max_epoch", "3"]) == 2
     error = capsys.readouterr().err
     assert error.count("max_epoch: 2 there, 3 now") == 2 and "-expn" in error
+    assert command.main([*words, "--dry-run", "max_epoch", "2", "random_size", "(3,3)"]) == 2
+    assert capsys.readouterr().err.count("random_size: [2, 4] there, [3, 3] now") == 2
 
 
 def test_a_folder_with_weights_but_no_record_is_not_entered(work, monkeypatch, capsys):

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from .detections import Truth
 from .errors import RunError
 from .knobs import nearest
-from .record import AP_COLUMNS, predictions_file
+from .record import AP_COLUMNS, predictions_file, training_sizes
 from .results import MEANS, Comparison, ImageDifference, Result, Shapes, Summary
 from .runs import Group, Run, Selection, differing, facts, group, select, surroundings, unknown
 from .statistics import EFFECT, pooled_spread, seed_difference, unrest, verdict
@@ -227,10 +227,17 @@ def _note_unrest(runs: Sequence[Run], results: list[Result], metric: str, notes:
     spread = pooled_spread([list(_by_unit(result.group, metric).values()) for result in results])
     if moves is None or spread is None or moves < max(EFFECT, spread / 2):
         return
-    ratio = runs[0].record.get("exp", {}).get("min_lr_ratio")
+    exp = runs[0].record.get("exp", {})
+    ratio, sizes, height = exp.get("min_lr_ratio"), training_sizes(exp), (exp.get("test_size") or [None])[0]
     how = ""
     if isinstance(ratio, (int, float)) and ratio > _SETTLED:
         how = f" A smaller last learning rate settles that part: self.min_lr_ratio = {_SETTLED}, which is {ratio} here."
+    elif ratio is not None and sizes is not None and sizes[0] != sizes[1] and isinstance(height, int):
+        how = (
+            " The last learning rate is near zero; what can still move is batch norm, which follows the sizes of the last "
+            f"batches, here of {32 * sizes[0]} to {32 * sizes[1]} px: self.random_size = "
+            f"({height // 32}, {height // 32}) holds it still."
+        )
     notes.append(
         f"In the last epochs {metric} moves by {moves:.3f} from one to the next (standard deviation), in the last one it differs "
         f"by {spread:.3f} between seeds: a part of the noise is where a training happens to stop.{how}"

@@ -37,6 +37,19 @@ def plain(value: Any) -> Any:
     return repr(value)
 
 
+def training_sizes(exp: Mapping[str, Any]) -> list[int] | None:
+    """Smallest and largest height of the images in training, in units of 32 px; None where a record does not tell.
+
+    Where an experiment has no ``random_size`` YOLOX works it out on the way, so it stands in some records only.
+    """
+    sizes, span, height = exp.get("random_size"), exp.get("multiscale_range"), (exp.get("input_size") or [None])[0]
+    if sizes is not None:
+        return list(plain(sizes))
+    if not isinstance(span, int) or not isinstance(height, int):
+        return None
+    return [height // 32 - span, height // 32 + span]
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that a reader, or a process killed in between, finds the old one or the new one."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -13,7 +13,7 @@ from typing import Any
 from .config import KEYS, LossConfig
 from .errors import RunError
 from .plainrun import LOG, read_plain
-from .record import plain, predictions_file, read_metrics, read_run
+from .record import plain, predictions_file, read_metrics, read_run, training_sizes
 
 OUTPUTS = Path("YOLOX_outputs")
 BY = ("loss", *KEYS)
@@ -211,6 +211,7 @@ def facts(run: Run) -> dict[str, Any]:
     record = run.record
     known: dict[str, Any] = {}
     known.update({key: value for key, value in record.get("exp", {}).items() if key not in (*_FREE, *_NOTED)})
+    known["random_size"] = training_sizes(record.get("exp", {})) or UNKNOWN
     args = record.get("args") or {}
     known.update({name: args.get(key) for key, name in zip(_ARGUMENTS, ("-b", "--fp16", "-c", "-e"), strict=True)})
     known["workers"] = record.get("workers") or (args.get("devices") or 1) * (args.get("num_machines") or 1)
@@ -241,8 +242,6 @@ def differing(runs: Sequence[Run], of: Any) -> dict[str, list[str]]:
     for key in dict.fromkeys(key for table in tables for key in table):
         values = [table.get(key, UNKNOWN if run.is_plain else "-") for table, run in zip(tables, runs, strict=True)]
         known = {json.dumps(value, sort_keys=True) for value in values if value != UNKNOWN}
-        if key == "random_size":  # YOLOX sets it on the way, so it stands in some records only
-            known.discard('"-"')
         if len(known) > 1:
             found[key] = [str(value) for value in values]
     return found

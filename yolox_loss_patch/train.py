@@ -47,6 +47,7 @@ from .record import (
     plain,
     predictions_file,
     read_run,
+    training_sizes,
     write_predictions,
 )
 
@@ -814,13 +815,14 @@ def check_settings(exp: Any, args: argparse.Namespace, world: int = 1) -> None:
 def record_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What two records of one folder disagree in, as text."""
     lines = []
-    pairs = [(before.get(part, {}), now[part]) for part in ("exp", "resolved_losses")]
+    exps = [{**exp, "random_size": training_sizes(exp)} for exp in (before.get("exp", {}), now["exp"])]
+    pairs = [(exps[0], exps[1]), (before.get("resolved_losses", {}), now["resolved_losses"])]
     if not now["args"].get("resume"):
         arguments = ("batch_size", "fp16", "ckpt")
         old, new = ({key: side.get("args", {}).get(key) for key in arguments} for side in (before, now))
         pairs.append((old, new))
     for old, new in pairs:
-        for key in sorted({*old, *new} - {*_FREE, "random_size"}):  # YOLOX sets random_size on the way
+        for key in sorted({*old, *new} - {*_FREE}):
             if plain(old.get(key)) != plain(new.get(key)):
                 lines.append(f"{key}: {old.get(key)!r} there, {new.get(key)!r} now")
     return lines

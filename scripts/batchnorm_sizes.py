@@ -1,0 +1,77 @@
+#!/usr/bin/env python3
+"""How much does AP hang on the sizes of the last batches? AP of checkpoints whose batch norm saw one size only.
+
+    python scripts/batchnorm_sizes.py -f exps/digits_finetune.py -c YOLOX_outputs/NAME/latest_ckpt.pth --sizes 128 160 192
+
+The weights stay; the running means and variances are taken anew from training images of each size (no mosaic, an epoch
+of them). With multi-scale training they are those of whatever sizes came last: docs/which_loss.md.
+"""
+
+import argparse
+
+import torch
+from loguru import logger
+from tabulate import tabulate
+from tqdm import tqdm
+
+from yolox_loss_patch.checkpoint import load_checkpoint
+from yolox_loss_patch.doctor import quiet
+from yolox_loss_patch.evaluator import Evaluator
+from yolox_loss_patch.exp import load_exp
+from yolox_loss_patch.train import configure, load_weights
+
+BATCH = 8
+METRICS = ("AP", "AP50", "AP75", "AP90")
+
+
+@torch.no_grad()
+def refresh(model, exp, size):
+    """Take the statistics of every batch norm from an epoch of training images of this size."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None  # the mean over all batches
+    with quiet():
+        loader = exp.get_data_loader(BATCH, False, no_aug=True)
+    model.train()
+    for _, (images, targets, *_rest) in zip(
+        tqdm(range(len(loader.dataset) // BATCH), desc=f"{size} px", leave=False), loader, strict=False
+    ):
+        model(*exp.preprocess(images.float(), targets.float(), (size, size)))
+
+
+def evaluated(model, exp):
+    """The metrics of the model at the experiment's test_size."""
+    with quiet():
+        evaluator = Evaluator(exp.get_evaluator(BATCH, False), torch.device("cpu"))
+        evaluator.evaluate(model.eval(), half=False)
+    return [evaluator.metrics[name] for name in METRICS]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("-f", "--exp_file", required=True)
+    parser.add_argument("-c", "--ckpt", nargs="+", required=True)
+    parser.add_argument("--sizes", type=int, nargs="+", required=True, help="pixels, multiples of 32")
+    parser.add_argument("opts", nargs="*", default=[], help="overrides, as in training")
+    args = parser.parse_intermixed_args()
+    if wrong := [size for size in args.sizes if size < 32 or size % 32]:
+        parser.error(f"--sizes are multiples of 32; got {wrong[0]}")
+    logger.disable("yolox_loss_patch")
+    exp = load_exp(args.exp_file)
+    exp.merge(args.opts)
+    configure(seed=0)
+    rows = []
+    for path in args.ckpt:
+        for size in (None, *args.sizes):
+            with quiet():
+                model = exp.get_model()
+            load_weights(model, load_checkpoint(path, torch.device("cpu"))["model"], path, strict=True)
+            if size is not None:
+                refresh(model, exp, size)
+            rows.append([path, size or "as trained", *evaluated(model, exp)])
+    print(tabulate(rows, ["checkpoint", "batch norm of", *METRICS], tablefmt="github", floatfmt=".3f"))
+
+
+if __name__ == "__main__":
+    main()
