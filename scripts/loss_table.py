@@ -18,6 +18,10 @@ PAGES = {
         "bccd_finetune": "Blood cells (BCCD), from a trained network",
         "digits_finetune": "Digits, from a trained network",
         "digits_newcls": "Digits, from a trained network, classes anew",
+        "digits_one": "Digits, one class, one size, from a trained network",
+        "bccd_one": "Blood cells (BCCD), one class, one size, from a trained network",
+        "digits_one_multi": "Digits, one class, many sizes, from a trained network",
+        "digits_fixed": "Digits, ten classes, one size, from a trained network",
     },
     "from_scratch": {"bccd": "Blood cells (BCCD), from scratch", "digits": "Digits, from scratch"},
 }
