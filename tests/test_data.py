@@ -245,3 +245,21 @@ def test_a_set_that_cannot_be_merged_is_told(digits, tmp_path, capsys):
         assert merge([str(source), str(out)]) == 1
         assert words in capsys.readouterr().err
     assert not (tmp_path / "b").exists() and not (digits / "one").exists()
+
+
+def test_batch_norm_is_taken_from_the_images_of_one_size_and_the_weights_stay(work, capsys):
+    script = load_script("batchnorm_sizes")
+    exp = load_exp(str(work / "tiny.py"))
+    model = exp.get_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    seen = []
+    for size in (64, 96):
+        hook = model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[2:])))
+        script.refresh(model, exp, size)
+        hook.remove()
+        assert set(seen) == {(size, size)} and len(seen) == 24 // script.BATCH
+        seen.clear()
+        after = model.state_dict()
+        moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+        assert moved and all("running_" in name or name.endswith("num_batches_tracked") for name in moved)
+        before.update({name: value.clone() for name, value in after.items()})
