@@ -8,6 +8,7 @@ of them). With multi-scale training they are those of whatever sizes came last: 
 """
 
 import argparse
+import sys
 
 import torch
 from loguru import logger
@@ -15,7 +16,9 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from yolox_loss_patch.checkpoint import load_checkpoint
+from yolox_loss_patch.data import check_dataset, open_data
 from yolox_loss_patch.doctor import quiet
+from yolox_loss_patch.errors import KitError
 from yolox_loss_patch.evaluator import Evaluator
 from yolox_loss_patch.exp import load_exp
 from yolox_loss_patch.train import configure, load_weights
@@ -32,7 +35,8 @@ def refresh(model, exp, size):
             module.reset_running_stats()
             module.momentum = None  # the mean over all batches
     with quiet():
-        loader = exp.get_data_loader(BATCH, False, no_aug=True)
+        loader = open_data(lambda: exp.get_data_loader(BATCH, False, no_aug=True), exp, exp.train_ann, "train_ann")
+        check_dataset(loader.dataset, exp.num_classes, "train")
     model.train()
     for _, (images, targets, *_rest) in zip(
         tqdm(range(len(loader.dataset) // BATCH), desc=f"{size} px", leave=False), loader, strict=False
@@ -43,35 +47,52 @@ def refresh(model, exp, size):
 def evaluated(model, exp):
     """The metrics of the model at the experiment's test_size."""
     with quiet():
-        evaluator = Evaluator(exp.get_evaluator(BATCH, False), torch.device("cpu"))
+        host = open_data(lambda: exp.get_evaluator(BATCH, False), exp, exp.val_ann, "val_ann")
+        check_dataset(host.dataloader.dataset, exp.num_classes, "val", may_be_empty=True)
+        evaluator = Evaluator(host, torch.device("cpu"))
         evaluator.evaluate(model.eval(), half=False)
     return [evaluator.metrics[name] for name in METRICS]
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("-f", "--exp_file", required=True)
-    parser.add_argument("-c", "--ckpt", nargs="+", required=True)
-    parser.add_argument("--sizes", type=int, nargs="+", required=True, help="pixels, multiples of 32")
-    parser.add_argument("opts", nargs="*", default=[], help="overrides, as in training")
-    args = parser.parse_intermixed_args()
-    if wrong := [size for size in args.sizes if size < 32 or size % 32]:
-        parser.error(f"--sizes are multiples of 32; got {wrong[0]}")
-    logger.disable("yolox_loss_patch")
-    exp = load_exp(args.exp_file)
-    exp.merge(args.opts)
+def table(exp_file, checkpoints, sizes, opts):
+    """A row for each checkpoint as it is and with the statistics of each size.
+
+    Raises:
+        KitError: the experiment, an override, the data or a checkpoint cannot be used.
+    """
+    exp = load_exp(exp_file)
+    exp.merge(opts)
     configure(seed=0)
     rows = []
-    for path in args.ckpt:
-        for size in (None, *args.sizes):
+    for path in checkpoints:
+        for size in (None, *sizes):
             with quiet():
                 model = exp.get_model()
             load_weights(model, load_checkpoint(path, torch.device("cpu"))["model"], path, strict=True)
             if size is not None:
                 refresh(model, exp, size)
             rows.append([path, size or "as trained", *evaluated(model, exp)])
+    return rows
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("-f", "--exp_file", required=True)
+    parser.add_argument("-c", "--ckpt", nargs="+", required=True)
+    parser.add_argument("--sizes", type=int, nargs="+", required=True, help="pixels, multiples of 32")
+    parser.add_argument("opts", nargs="*", default=[], help="overrides, as in training")
+    args = parser.parse_intermixed_args(argv)
+    if wrong := [size for size in args.sizes if size < 32 or size % 32]:
+        parser.error(f"--sizes are multiples of 32; got {wrong[0]}")
+    logger.disable("yolox_loss_patch")
+    try:
+        rows = table(args.exp_file, args.ckpt, args.sizes, args.opts)
+    except KitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     print(tabulate(rows, ["checkpoint", "batch norm of", *METRICS], tablefmt="github", floatfmt=".3f"))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,6 +7,7 @@ Power 3 undoes most of what focal loss with gamma 2 does to small scores (docs/s
 """
 
 import argparse
+import sys
 
 import torch
 from loguru import logger
@@ -14,7 +15,9 @@ from tabulate import tabulate
 
 from yolox_loss_patch import hosts
 from yolox_loss_patch.checkpoint import load_checkpoint
+from yolox_loss_patch.data import check_dataset, open_data
 from yolox_loss_patch.doctor import quiet
+from yolox_loss_patch.errors import KitError
 from yolox_loss_patch.evaluator import coco_metrics
 from yolox_loss_patch.exp import load_exp
 from yolox_loss_patch.train import configure, load_weights
@@ -37,24 +40,40 @@ def with_powers(model, evaluator):
         yield power, metrics["AP"], metrics["AP50"], len(found)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("-f", "--exp_file", required=True)
-    parser.add_argument("checkpoints", nargs="+")
-    args = parser.parse_args()
-    logger.disable("yolox_loss_patch")
+def table(exp_file, checkpoints):
+    """Rows of each checkpoint with each power.
+
+    Raises:
+        KitError: the experiment, the data or a checkpoint cannot be used.
+    """
     configure(seed=0)
-    exp = load_exp(args.exp_file)
+    exp = load_exp(exp_file)
     with quiet():
-        evaluator = exp.get_evaluator(16, False)
+        evaluator = open_data(lambda: exp.get_evaluator(16, False), exp, exp.val_ann, "val_ann")
+        check_dataset(evaluator.dataloader.dataset, exp.num_classes, "val", may_be_empty=True)
         model = exp.get_model().eval()
     rows = []
-    for path in args.checkpoints:
+    for path in checkpoints:
         load_weights(model, load_checkpoint(path, torch.device("cpu"))["model"], path, strict=True)
         with quiet():
             rows += [[path, *row] for row in with_powers(model, evaluator)]
+    return rows
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("-f", "--exp_file", required=True)
+    parser.add_argument("checkpoints", nargs="+")
+    args = parser.parse_args(argv)
+    logger.disable("yolox_loss_patch")
+    try:
+        rows = table(args.exp_file, args.checkpoints)
+    except KitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     print(tabulate(rows, ["checkpoint", "power", "AP", "AP50", "detections"], tablefmt="github", floatfmt=".3f"))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -263,3 +264,25 @@ def test_batch_norm_is_taken_from_the_images_of_one_size_and_the_weights_stay(wo
         moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
         assert moved and all("running_" in name or name.endswith("num_batches_tracked") for name in moved)
         before.update({name: value.clone() for name, value in after.items()})
+
+
+@pytest.mark.parametrize("name,flags", [("batchnorm_sizes", ["--sizes", "96", "-c"]), ("score_power", [])])
+def test_a_script_on_checkpoints_prints_its_table_or_says_what_is_wrong(name, flags, work, capsys, monkeypatch):
+    monkeypatch.chdir(work)
+    script = load_script(name)
+    Path("nine.py").write_text(Path("tiny.py").read_text() + "        self.num_classes = 9\n")
+    for stem in ("tiny", "nine"):
+        torch.save({"model": load_exp(f"{stem}.py").get_model().state_dict()}, f"{stem}.pth")
+    assert script.main(["-f", "tiny.py", *flags, "tiny.pth"]) == 0
+    assert capsys.readouterr().out.count("tiny.pth") == (2 if name == "batchnorm_sizes" else len(script.POWERS))
+    Path("nodata.py").write_text(Path("tiny.py").read_text() + "        self.data_dir = 'nowhere'\n")
+    for exp_file, ckpt, words in (
+        ("missing.py", "tiny.pth", "no experiment file"),
+        ("tiny.py", "missing.pth", "no checkpoint 'missing.pth'"),
+        ("tiny.py", "nine.pth", "is of another model"),
+        ("tiny.py", "tiny.py", "cannot be read as a checkpoint"),
+        ("nodata.py", "tiny.pth", "'nowhere' does not exist"),
+        ("nine.py", "nine.pth", "Set self.num_classes = 10"),
+    ):
+        assert script.main(["-f", exp_file, *flags, ckpt]) == 2
+        assert words in capsys.readouterr().err

@@ -6,6 +6,7 @@ import pytest
 from made_runs import edit, make_data, make_run
 
 from yolox_loss_patch.errors import RunError
+from yolox_loss_patch.record import training_sizes
 from yolox_loss_patch.runs import Run, differing, facts, group, read, select, surroundings
 
 
@@ -132,6 +133,8 @@ def test_one_size_against_many_is_a_difference(outputs, tmp_path):
     )
     assert differing([many, one], facts) == {"random_size": ["[-2, 8]", "[3, 3]"]}
     assert differing([many, told], facts) == {}
+    assert [training_sizes(one.record["exp"]) for one in (many, told, one)] == [[-2, 8], [-2, 8], [3, 3]]
+    assert training_sizes({"random_size": "(2, ...", "multiscale_range": 5, "input_size": [96, 96]}) is None
 
 
 def test_groups_are_runs_of_the_same_losses(outputs):

@@ -19,7 +19,7 @@ from .tables import as_text, side_by_side
 
 # A share of the first learning rate at which AP hardly moves any more from epoch to epoch; measured in docs/which_loss.md.
 _SETTLED = 0.002
-# Groups of which images are shown: each takes three rows of a page.
+# Groups, besides the baseline, of which curves, errors and images are shown: more are not told apart.
 _MOST_SHOWN = 6
 
 

@@ -43,8 +43,8 @@ def training_sizes(exp: Mapping[str, Any]) -> list[int] | None:
     Where an experiment has no ``random_size`` YOLOX works it out on the way, so it stands in some records only.
     """
     sizes, span, height = exp.get("random_size"), exp.get("multiscale_range"), (exp.get("input_size") or [None])[0]
-    if sizes is not None:
-        return list(plain(sizes))
+    if sizes is not None:  # text where a log was read that does not show a pair
+        return plain(sizes) if isinstance(sizes, (list, tuple)) else None
     if not isinstance(span, int) or not isinstance(height, int):
         return None
     return [height // 32 - span, height // 32 + span]
