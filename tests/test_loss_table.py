@@ -1,9 +1,16 @@
 """The tables of docs/which_loss.md and docs/from_scratch.md are those that scripts/loss_table.py makes of the comparisons."""
 
 import csv
+import json
+import os
+import re
+import subprocess
+import sys
 
 import pytest
 from conftest import ROOT, load_script
+
+from yolox_loss_patch import cli
 
 loss_table = load_script("loss_table")
 FOLDERS = [folder for sets in loss_table.PAGES.values() for folder in sets]
@@ -63,3 +70,40 @@ def test_every_run_of_a_comparison_has_its_rows(folder):
     for path in runs:
         with path.open(newline="") as file:
             assert list(csv.DictReader(file))[-1]["AP"], path
+
+
+def commands(tmp_path, *words):
+    """What ``scripts/loss_table.sh`` calls ``yolox-loss`` with, in a dry run."""
+    recorder = tmp_path / "yolox-loss"
+    recorder.write_text(f"#!{sys.executable}\nimport json, sys\nprint('CALL', json.dumps(sys.argv[1:]))\n")
+    recorder.chmod(0o755)
+    done = subprocess.run(
+        [ROOT / "scripts" / "loss_table.sh", *words, "--dry-run"],
+        env={**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return [json.loads(line.removeprefix("CALL ")) for line in done.stdout.splitlines() if line.startswith("CALL ")]
+
+
+def test_one_command_makes_every_run_of_the_tables_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    calls = commands(tmp_path)
+    (tmp_path / "exps").symlink_to(ROOT / "exps")
+    monkeypatch.chdir(tmp_path)  # where nothing is trained yet
+    made = set()
+    for call in calls:
+        assert cli.main(call) == 0
+        made |= set(re.findall(r"^(\S+-seed\d+): ", capsys.readouterr().out, re.MULTILINE))
+    recorded = {path.stem for folder in FOLDERS for path in (ROOT / "benchmarks" / folder).glob("*-seed*.csv")}
+    assert recorded and recorded <= made
+    assert {"digits_start-seed100", "bccd_start-seed100"} <= made
+
+
+def test_a_set_of_the_tables_by_itself_with_flags_for_its_sweeps(tmp_path):
+    calls = commands(tmp_path, "digits_one", "--jobs", "2")
+    assert [call[call.index("-f") + 1] for call in calls] == ["exps/digits_stock.py", "exps/digits_finetune.py"]
+    assert all(call[call.index("--jobs") + 1] == "2" for call in calls)
+
+
+def test_a_set_that_is_none_is_answered():
+    done = subprocess.run([ROOT / "scripts" / "loss_table.sh", "digits_two"], capture_output=True, text=True)
+    assert done.returncode == 2 and "There is no set 'digits_two'. Choose of: bccd_finetune,digits_finetune," in done.stderr
