@@ -3,14 +3,17 @@
 import argparse
 import random
 
+import numpy as np
 import pytest
 import torch
+from loguru import logger
 from yolox.exp import Exp as BaseExp
 from yolox.exp.default.yolox_nano import Exp as NanoExp
 
 import yolox_loss_patch as ylp
 from yolox_loss_patch.exp import adapt, load_exp
 from yolox_loss_patch.patch import stage_of
+from yolox_loss_patch.train import check_settings
 
 
 class Exp(ylp.LossExp, NanoExp):
@@ -83,6 +86,7 @@ MERGES = [
     (["loss_obj.type", "varifocal", "loss_obj.gamma", "1.5"], "loss_obj", {"type": "varifocal", "gamma": 1.5}),
     (["loss_obj.gamma", "1.5", "loss_obj.type", "focal"], "loss_obj", {"type": "focal", "gamma": 1.5}),
     (["loss_obj", "focal", "loss_obj.gamma", "1"], "loss_obj", {"type": "focal", "gamma": 1}),
+    (["loss_obj.gamma", "1", "loss_obj", "focal"], "loss_obj", {"type": "focal", "gamma": 1}),  # not lost
     (["loss_obj.target", "iou"], "loss_obj", {"type": "bce", "target": "iou"}),
     (["loss_iou", "{'type': 'alpha_iou', 'alpha': 2}"], "loss_iou", {"type": "alpha_iou", "alpha": 2}),
     (["loss_iou.type", "ciou", "loss_iou.gate", "true"], "loss_iou", {"type": "ciou", "gate": True}),
@@ -96,6 +100,74 @@ def test_merge(words, key, value):
     exp.merge(words)
     got = getattr(exp, key)
     assert got == value and type(got) is type(value)
+
+
+@pytest.mark.parametrize("name", ["loss_bbox", "loss_iou"])
+def test_a_knob_is_of_the_loss_that_the_experiment_has_by_its_other_name(name):
+    exp = Exp()
+    exp.loss_bbox = dict(type="alpha_iou", alpha=2)
+    exp.merge([f"{name}.alpha", "4"])
+    assert ylp.LossConfig.from_exp(exp) == ylp.LossConfig(loss_iou=dict(type="alpha_iou", alpha=4))
+
+
+def test_numbers_of_numpy_and_paths_are_values_too(tmp_path):
+    exp = Exp()
+    exp.max_epoch, exp.data_dir = np.int64(9), tmp_path
+    exp.loss_obj = dict(type="focal", alpha=np.float32(0.5))
+    exp.loss_cls = dict(type="bce", class_weight=np.array([1.0, 2.0, 3.0]))
+    check_settings(exp, argparse.Namespace(batch_size=2))
+    want = ylp.LossConfig(loss_obj=dict(type="focal", alpha=0.5), loss_cls=dict(type="bce", class_weight=[1, 2, 3]))
+    assert ylp.LossConfig.from_exp(exp) == want
+    exp.merge(["max_epoch", "7", "data_dir", str(tmp_path / "x")])
+    assert (exp.max_epoch, exp.data_dir) == (7, tmp_path / "x")
+
+
+# a key of an experiment that nobody would read, and the nearest of those that are read
+STRANGERS = [
+    ("loss_objj", "'loss_obj'"),
+    ("loss_object", "'loss_obj'"),
+    ("loss_box", "'loss_bbox'"),
+    ("Loss_Obj", "'loss_obj'"),
+    ("los_iou", "'loss_iou'"),
+    ("loss_weigths", "'loss_weights'"),
+    ("loss_of_mine", "begin with loss_"),
+]
+
+
+@pytest.mark.parametrize("name,answer", STRANGERS)
+@pytest.mark.parametrize("place", ["instance", "class"])
+def test_a_mistyped_key_of_an_experiment_is_answered(name, answer, place):
+    exp = Exp() if place == "instance" else type("Sub", (Exp,), {name: "ciou"})()
+    if place == "instance":
+        setattr(exp, name, "ciou")
+    with pytest.raises(ylp.ConfigError, match=f"sets {name}, which is no setting.*{answer}"):
+        ylp.LossConfig.from_exp(exp)
+    with pytest.raises(ylp.ConfigError, match=name):
+        exp.get_model()
+
+
+def test_what_a_fork_calls_loss_and_what_is_not_a_loss_stays(monkeypatch):
+    class Fork(BaseExp):
+        def __init__(self):
+            super().__init__()
+            self.loss_type = "giou"
+
+    monkeypatch.setattr("yolox_loss_patch.hosts.exp_class", lambda: Fork)
+    exp = Exp()
+    exp.loss_type, exp.class_weights, exp.glossary = "iou", [1.0], {}
+    assert ylp.LossConfig.from_exp(exp) == ylp.LossConfig()
+
+
+def test_a_mistyped_setting_of_yolox_is_warned_of(tmp_path):
+    (tmp_path / "my.py").write_text(
+        "from yolox.exp import Exp as B\nclass Exp(B):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.max_epochs = 5\n        self.random_size = (3, 4)\n        self.my_own = 1\n"
+    )
+    told = []
+    sink = logger.add(told.append, level="WARNING")
+    load_exp(str(tmp_path / "my.py"))
+    logger.remove(sink)
+    assert len(told) == 1 and "max_epochs, which YOLOX does not read. Did you mean 'max_epoch'?" in told[0]
 
 
 # overrides, and words of the answer
@@ -180,6 +252,18 @@ def test_load_exp_by_file_keeps_files_of_one_name_apart(tmp_path):
     assert (one.max_epoch, two.max_epoch) == (3, 5)
     assert one.exp_name == "my"  # and not yolox_base, which every unnamed file would share
     assert isinstance(one, ylp.LossExp)
+
+
+NAMES = [("# no exp_name", "my"), ("self.exp_name = 'ours'", "ours"), ("setattr(self, 'exp_name', 'ours')", "ours")]
+
+
+@pytest.mark.parametrize("line,name", NAMES)
+def test_a_file_that_does_not_name_its_run_is_its_name(tmp_path, line, name):
+    """Told from the code, in the encoding of the file."""
+    text = "# coding: latin-1\n# Gr\u00fc\u00dfe\nfrom yolox.exp import Exp as B\nclass Exp(B):\n    def __init__(self):\n"
+    text += f"        super().__init__()\n        {line}\n"
+    (tmp_path / "my.py").write_bytes(text.encode("latin-1"))
+    assert load_exp(str(tmp_path / "my.py")).exp_name == name
 
 
 def test_load_exp_by_name():

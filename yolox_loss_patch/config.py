@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import functools
 import json
 import os
@@ -66,9 +67,11 @@ class LossConfig:
     def from_exp(cls, exp: Any) -> LossConfig:
         """The config of an experiment: its ``loss_*`` attributes, the default where it has none.
 
-        ``loss_bbox`` is another name of ``loss_iou``; an experiment that sets both to different losses is an error.
+        ``loss_bbox`` is another name of ``loss_iou``; an experiment that sets both to different losses is an error, and so
+        is an attribute that looks like one of these and is none: stock would train without a word.
         Weights by class name become a list, in the order of the classes of the experiment's annotation file.
         """
+        _refuse_strangers(exp)
         specs = {key: copy.deepcopy(getattr(exp, key)) for key in (*KEYS, "loss_assign") if hasattr(exp, key)}
         for alias, key in ALIASES.items():
             spec = getattr(exp, alias, None)
@@ -111,6 +114,28 @@ class LossConfig:
             knobs = ", ".join(f"{key}={value!r}" for key, value in spec.items() if key != "type")
             parts.append(f"loss_{term}={spec['type']}({knobs})")
         return "  ".join([*parts, f"loss_assign={self.loss_assign}"])
+
+
+_LIKE_A_KEY = 0.85  # los_iou, lossobj; of difflib's ratio
+
+
+def _refuse_strangers(exp: Any) -> None:
+    """Tell a mistyped key of an experiment, which nobody would read."""
+    known = (*KEYS, "loss_assign", *ALIASES, "loss_weights")  # but class_weights may be anybody's
+    strangers = [
+        name
+        for name in dir(exp)
+        if name not in known
+        and not name.startswith("_")
+        and (name.lower().startswith("loss_") or difflib.get_close_matches(name.lower(), known[:-1], 1, _LIKE_A_KEY))
+    ]
+    theirs = set(dir(hosts.exp_class()())) if strangers else set()  # a fork may have a loss_type of its own
+    for name in strangers:
+        if name not in theirs:
+            raise ConfigError(
+                f"The experiment sets {name}, which is no setting.{nearest(name, known)} Settings are: {', '.join(known)}. "
+                "If it is for code of your own, give it another name, one that does not begin with loss_."
+            )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -158,7 +183,7 @@ def _class_names(exp: Any) -> list[str]:
 @functools.lru_cache(maxsize=4)
 def _read_class_names(path: str, changed: float) -> list[str]:
     """Read once, as the annotations of a large set take seconds; ``changed``, the file's time, has it read anew."""
-    with open(path) as file:
+    with open(path, encoding="utf-8") as file:
         categories = json.load(file)["categories"]
     # YOLOX numbers the classes by their ids in ascending order.
     return [category["name"] for category in sorted(categories, key=lambda category: category["id"])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -18,8 +19,8 @@ from loguru import logger
 from . import hosts
 from .config import ALIASES, KEYS, LossConfig
 from .errors import ConfigError, KitError
+from .knobs import as_python, nearest
 from .patch import patch_model, stage_of, unpatch_model
-from .registry import nearest
 from .stage import ElementWeights
 
 # Settings that YOLOX reads although its own Exp does not set them.
@@ -202,13 +203,14 @@ def merge(exp: Any, cfg_list: Sequence[Any]) -> None:
             "Flags stand before them."
         )
     changes: dict[str, Any] = {}
-    for key, value in zip(cfg_list[::2], cfg_list[1::2], strict=True):
+    pairs = zip(cfg_list[::2], cfg_list[1::2], strict=True)
+    for key, value in sorted(pairs, key=lambda pair: "." in pair[0]):  # a loss before its knobs, which it would replace
         if key.startswith("wandb-"):
             continue  # YOLOX's trainer reads these from the same list
         head, _, knob = key.partition(".")
         head = ALIASES.get(head, head)
         if head in KEYS:
-            changes[head] = _spec(head, knob, changes.get(head, getattr(exp, head, None)), value)
+            changes[head] = _spec(head, knob, changes.get(head, _spec_now(exp, head)), value)
             continue
         if not _is_setting(exp, key):
             keys = [*KEYS, *_settings(exp)]
@@ -217,7 +219,8 @@ def merge(exp: Any, cfg_list: Sequence[Any]) -> None:
             )
         changes[key] = _convert(key, getattr(exp, key, None), value)
     if any(key in changes for key in _SETTINGS):
-        LossConfig.from_specs({key: changes.get(key, getattr(exp, key)) for key in _SETTINGS if hasattr(exp, key)})
+        specs = {key: changes[key] if key in changes else _spec_now(exp, key) for key in _SETTINGS}
+        LossConfig.from_specs({key: spec for key, spec in specs.items() if spec is not None})
     for key, value in changes.items():
         setattr(exp, key, value)
     for alias, key in ALIASES.items():
@@ -244,6 +247,12 @@ def _literal(text: Any) -> Any:
         return text
 
 
+def _spec_now(exp: Any, key: str) -> Any:
+    """The spec that the experiment has now, by whichever name it was set."""
+    aliases = [getattr(exp, alias, None) for alias, name in ALIASES.items() if name == key]
+    return next((spec for spec in aliases if spec is not None), getattr(exp, key, None))
+
+
 def _spec(key: str, knob: str, spec: Any, value: Any) -> Any:
     """The spec after ``loss_obj focal``, ``loss_obj.gamma 1.5`` or ``loss_obj {'type': 'focal'}``."""
     if isinstance(value, str):
@@ -261,7 +270,7 @@ def _convert(key: str, old: Any, value: Any) -> Any:
     def wrong(allowed: str) -> ConfigError:
         return ConfigError(f"{key} is {allowed} (now {old!r}); got {value!r}.{hint}")
 
-    hint = ""
+    hint, old = "", as_python(old)
     if isinstance(old, bool):
         if isinstance(value, bool):
             return value
@@ -269,8 +278,8 @@ def _convert(key: str, old: Any, value: Any) -> Any:
             hint = nearest(value, ["true", "false", "yes", "no", "on", "off"])
             raise wrong("True or False")
         return _WORDS[str(value).lower()]
-    if isinstance(old, str):
-        return str(value)
+    if isinstance(old, (str, Path)):
+        return type(old)(value)
     new = _literal(value)
     if old is None:
         return new
@@ -322,8 +331,9 @@ def load_exp(exp_file: str | None = None, name: str | None = None) -> Any:
             raise ConfigError(f"The experiment file {exp_file!r} has no class named 'Exp'.")
         exp = _make(module.Exp, exp_file)
         # A file that does not name its run would share a folder such as "yolox_base" with every other.
-        if "exp_name" not in path.read_text():
+        if not _names_its_run(path):
             exp.exp_name = path.stem
+        _warn_of_strangers(exp)
     elif name is not None:
         stem = name.replace("-", "_")
         folder = Path(next(iter(importlib.import_module("yolox.exp.default").__path__)))
@@ -340,6 +350,21 @@ def load_exp(exp_file: str | None = None, name: str | None = None) -> Any:
     adapt(exp)
     LossConfig.from_exp(exp)
     return exp
+
+
+def _names_its_run(path: Path) -> bool:
+    """Whether the code of an experiment file has anything to do with ``exp_name``."""
+    nodes = ast.walk(ast.parse(path.read_bytes()))  # bytes, for a file that says in which encoding it is
+    return any("exp_name" in (getattr(node, name, None) for name in ("attr", "id", "value")) for node in nodes)
+
+
+def _warn_of_strangers(exp: Any) -> None:
+    """Say which settings of an experiment YOLOX will not read because they are mistyped, as ``max_epochs`` is."""
+    known = {*dir(hosts.exp_class()()), *_OPTIONAL}
+    for name in vars(exp):
+        match = difflib.get_close_matches(name, known, 1, 0.9)
+        if name not in known and not name.startswith("_") and match and match[0] not in _SETTINGS:
+            logger.warning(f"The experiment sets {name}, which YOLOX does not read. Did you mean {match[0]!r}?")
 
 
 def _load_config(name: str | None) -> Any:

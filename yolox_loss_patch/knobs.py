@@ -17,6 +17,11 @@ def nearest(word: Any, choices: Iterable[str]) -> str:
     return f" Did you mean {match[0]!r}?" if match else ""
 
 
+def as_python(value: Any) -> Any:
+    """A number or an array of NumPy as Python has it, anything else as it is."""
+    return value.tolist() if type(value).__module__ == "numpy" and hasattr(value, "tolist") else value
+
+
 def is_number(value: Any) -> bool:
     """A finite number; True and False are none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
@@ -59,6 +64,7 @@ class Knob:
 
     def check(self, where: str, value: Any) -> Any:
         """The value in the knob's type; `ConfigError` when it is not allowed."""
+        value = as_python(value)
         error = ConfigError(f"{where} is {self.allowed()}; got {value!r}.")
         if self.parse is not None:
             try:
@@ -113,6 +119,7 @@ def first_epoch(value: Any) -> int:
 
 
 def _factor(value: Any) -> float:
+    value = as_python(value)
     if not is_number(value) or value < 0:
         raise ValueError
     return float(value)

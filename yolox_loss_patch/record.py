@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import RunError
+from .knobs import as_python
 
 RUN, METRICS, PREDICTIONS = "run.json", "metrics.csv", "predictions"
 
@@ -27,14 +29,18 @@ BUILT = ("model", "optimizer", "dataset")
 
 
 def plain(value: Any) -> Any:
-    """The value as JSON can hold it: containers and scalars as they are, anything else by its repr."""
+    """The value as JSON can hold it, the same in every process: containers and scalars as they are, sets in order,
+    anything else by its repr without addresses."""
+    value = as_python(value)
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    return repr(value)
+    if isinstance(value, (set, frozenset)):
+        return sorted((plain(item) for item in value), key=repr)
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 def training_sizes(exp: Mapping[str, Any]) -> list[int] | None:
@@ -78,7 +84,7 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise RunError(f"{path} cannot be read ({error}); the folder holds no usable run record.") from error
     if not isinstance(record, dict) or "status" not in record:
@@ -144,7 +150,7 @@ def read_evaluations(folder: Path) -> list[dict[str, Any]]:
     found = []
     for path in (folder / PREDICTIONS).glob("epoch_*.json"):
         try:
-            facts = json.loads(path.read_text())
+            facts = json.loads(path.read_text(encoding="utf-8"))
             found.append({**facts, "epoch": int(facts["epoch"]), "metrics": dict(facts["metrics"])})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"{path} cannot be read ({error!r}); make it anew with yolox-loss eval --save.") from error

@@ -204,8 +204,7 @@ def runs_to_make(options: argparse.Namespace, args: argparse.Namespace, flags: S
         for seed in seeds:
             name = "-".join([stem, *(label(key, value) for key, value in chosen), f"seed{seed}"])
             pairs = [*zip(args.opts[::2], args.opts[1::2], strict=True), *chosen, ("seed", str(seed))]
-            # A loss before its knobs, which it would replace.
-            overrides = list(itertools.chain(*sorted(pairs, key=lambda pair: "." in pair[0])))
+            overrides = list(itertools.chain(*pairs))
             exp = copy.copy(base)
             try:
                 exp.merge(overrides)

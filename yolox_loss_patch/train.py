@@ -36,6 +36,7 @@ from .errors import ConfigError, KitError, NonFiniteError, RunError
 from .evaluator import Evaluator
 from .exp import adapt, load_exp
 from .half import decode_in_fp32, half_dtype
+from .knobs import as_python
 from .patch import find_head, stage_of
 from .record import (
     BUILT,
@@ -54,6 +55,9 @@ from .record import (
 # Settings that two trainings of one run may differ in: none of them moves a weight.
 _FREE = ("output_dir", "exp_name", "print_interval", "eval_interval", "data_num_workers", "save_history_ckpt")
 STATE = "resume_state.pth"
+# Settings that are whole numbers, and the smallest of each.
+_WHOLE = {"max_epoch": 1, "eval_interval": 1, "print_interval": 1, "no_aug_epochs": 0, "num_classes": 1,
+          "data_num_workers": 0, "seed": 0}  # fmt: skip
 
 
 def choose_device(name: str) -> torch.device:
@@ -794,14 +798,19 @@ def check_settings(exp: Any, args: argparse.Namespace, world: int = 1) -> None:
     Raises:
         ConfigError: the setting, its value and what is allowed.
     """
-    for key, low in (("max_epoch", 1), ("eval_interval", 1), ("print_interval", 1), ("no_aug_epochs", 0)):
-        value = getattr(exp, key)
+    for key, low in _WHOLE.items():
+        value = as_python(getattr(exp, key, low))
+        if key == "seed" and value is None:
+            continue
         if not isinstance(value, int) or value < low:
             raise ConfigError(f"{key} is a whole number, at least {low}; got {value!r}.")
     for key in ("input_size", "test_size"):
         value = getattr(exp, key)
         if len(value) != 2 or any(not isinstance(side, int) or side <= 0 or side % 32 for side in value):
             raise ConfigError(f"{key} is (height, width) in multiples of 32; got {value!r}.")
+    sizes = getattr(exp, "random_size", None)
+    if sizes is not None and not (len(sizes) == 2 and all(isinstance(n, int) for n in sizes) and 1 <= sizes[0] <= sizes[1]):
+        raise ConfigError(f"random_size is (smallest, largest), whole numbers from 1 on that count 32 px; got {sizes!r}.")
     if args.batch_size < 1:
         raise ConfigError(f"-b is at least 1; got {args.batch_size}.")
     if args.batch_size % world:
