@@ -1,5 +1,6 @@
 """The command line outside of training: verbs, exit status, list, and a machine without YOLOX."""
 
+import os
 import subprocess
 import sys
 
@@ -43,7 +44,9 @@ WRONG = [
     (["train", "-n", "yolox-nano", "max_epoch"], ["pairs"]),
     (["train", "-n", "yolox-nano", "--device", "cpu", "-d", "0"], ["-d is at least 1"]),
     (["train", "-n", "yolox-nano", "--device", "cpu", "-b", "0"], ["-b is at least 1"]),
+    (["train", "-n", "yolox-nano", "--device", "cpu", "-e", "3"], ["-e 3", "needs --resume"]),
     (["eval", "-n", "yolox-nano", "--device", "cpu", "-c", "nowhere.pth"], ["no checkpoint 'nowhere.pth'"]),
+    (["eval", "-n", "yolox-nano", "--trt", "--fuse", "--speed", "-d", "7"], ["leave out --trt, --fuse, --speed, -d"]),
 ]
 
 
@@ -55,6 +58,15 @@ def test_a_mistake_is_one_clear_message(words, answers, tmp_path, monkeypatch, c
     assert "Traceback" not in error
     for answer in answers:
         assert answer in error
+
+
+def test_a_reader_that_has_seen_enough_is_no_crash():
+    """As `yolox-loss list | head -1`."""
+    words, pipe = [sys.executable, "-m", "yolox_loss_patch", "list"], subprocess.PIPE
+    with subprocess.Popen(words, stdout=pipe, stderr=pipe, env={**os.environ, "PYTHONUNBUFFERED": "1"}) as done:
+        done.stdout.readline()
+        done.stdout.close()
+        assert "Traceback" not in done.stderr.read().decode()
 
 
 def test_a_device_that_is_not_there(monkeypatch, tmp_path, capsys):

@@ -155,6 +155,16 @@ def test_runs_without_detections_or_annotations_are_compared_by_their_seeds(bare
     assert "is not there any more" in compare([str(tmp_path / "*")])
 
 
+def test_a_verdict_without_an_interval_over_images_says_so(outputs, comparison, tmp_path):
+    assert not any("rests on seeds alone" in note for note in comparison.notes)
+    shutil.copytree(outputs, tmp_path / "bare", ignore=shutil.ignore_patterns("predictions"))
+    seeds_only = analyse([str(tmp_path / "bare" / "*")])
+    assert table(seeds_only, "Is it better?")["iou ciou"]["verdict"] == "better"
+    assert [note for note in seeds_only.notes if "rests on seeds alone" in note] == [
+        "The verdict on iou ciou rests on seeds alone: of images nothing is known."
+    ]
+
+
 def test_many_groups_are_warned_of(data, tmp_path):
     for name in ("iou", "giou", "diou", "ciou"):
         make_run(tmp_path / name, data, 0.1, 0, {"loss_iou": name})

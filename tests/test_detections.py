@@ -40,6 +40,15 @@ def test_the_metrics_are_pycocotools(truth, data, tmp_path, error):
     assert len(told.images) == 30
 
 
+def test_nothing_detected_is_zero_where_there_are_boxes_and_nothing_where_there_are_none(data):
+    coco = COCO(data["file"])
+    coco.dataset["annotations"] = [item for item in coco.dataset["annotations"] if 32**2 < item["area"] < 96**2]
+    coco.createIndex()
+    metrics, summary = coco_metrics(coco, [])
+    assert metrics == {name: -1.0 if name in ("AP_small", "AP_large") else 0.0 for name in metrics}
+    assert "No detection above the score threshold" in summary
+
+
 def test_annotations_with_gaps_ids_crowds_and_a_class_without_boxes(truth, data, tmp_path):
     coco = json.loads(Path(data["file"]).read_text())
     coco["categories"] = [{"id": 7, "name": "never"}, *({**item, "id": item["id"] * 10} for item in coco["categories"])]

@@ -11,7 +11,7 @@ from yolox.exp import Exp as BaseExp
 from yolox.exp.default.yolox_nano import Exp as NanoExp
 
 import yolox_loss_patch as ylp
-from yolox_loss_patch.exp import adapt, load_exp
+from yolox_loss_patch.exp import adapt, load_exp, own_code
 from yolox_loss_patch.patch import stage_of
 from yolox_loss_patch.train import check_settings
 
@@ -156,6 +156,39 @@ def test_what_a_fork_calls_loss_and_what_is_not_a_loss_stays(monkeypatch):
     exp = Exp()
     exp.loss_type, exp.class_weights, exp.glossary = "iou", [1.0], {}
     assert ylp.LossConfig.from_exp(exp) == ylp.LossConfig()
+
+
+CODE = """
+import torch
+import yolox_loss_patch as ylp
+from yolox.exp import Exp as Base
+
+def scale(x):
+    {comment}
+    return {factor} * x
+
+class Exp(ylp.LossExp, Base):
+    def __init__(self):
+        super().__init__()
+        self.depth = {factor}
+
+    def preprocess(self, inputs, targets, tsize):
+        {comment}
+        return super().preprocess({factor} * inputs, targets, tsize)
+"""
+
+
+def test_code_is_told_apart_by_what_it_does(tmp_path):
+    def code(name, **parts):
+        (tmp_path / name).write_text(CODE.format(**parts))
+        return own_code(load_exp(str(tmp_path / name)))
+
+    one = code("one.py", factor="1", comment="# plain")
+    assert set(one) == {"preprocess()", "scale"}
+    assert code("two.py", factor="1", comment="# other words") == one
+    other = code("three.py", factor="2", comment="# plain")
+    assert other["preprocess()"] != one["preprocess()"] and other["scale"] != one["scale"]
+    assert own_code(load_exp(None, "yolox-nano")) == {}
 
 
 def test_a_mistyped_setting_of_yolox_is_warned_of(tmp_path):

@@ -1,10 +1,13 @@
 """Losses of a user's own, and what the registry tells."""
 
+import copy
+
 import pytest
 import torch
 from conftest import make_batch, make_head, run_head
 
 import yolox_loss_patch as ylp
+from yolox_loss_patch import cli
 from yolox_loss_patch.registry import LOSSES
 
 
@@ -52,6 +55,24 @@ def test_a_loss_of_ones_own(clean):
         ylp.build_loss("iou", dict(type="HuberBox", dleta=1))
     with pytest.raises(ValueError, match="takes no 'reduction'"):
         ylp.build_loss("iou", dict(type="HuberBox", reduction="sum"))
+
+
+def test_a_loss_of_ones_own_that_takes_no_weight_is_weighed_by_the_kit(clean, capsys):
+    @ylp.register_loss("l1", "plain")
+    class Plain(torch.nn.Module):
+        def forward(self, pred, target, weight=None, avg_factor=None, reduction_override=None):
+            loss = (pred - target).abs()
+            return loss if reduction_override == "none" else loss.sum() / (avg_factor or len(loss))
+
+    one, three = torch.zeros(2, 4), torch.ones(2, 4)
+    loss = ylp.build_loss("l1", dict(type="plain", loss_weight=3.0))
+    assert float(loss(one, three)) == 12 and loss(one, three, reduction_override="none").tolist() == [[3.0] * 4] * 2
+    assert copy.deepcopy(loss)(one, three) == 12
+    with pytest.raises(ValueError, match="takes no 'reduction', so it is 'mean'"):  # before a training is started
+        ylp.LossConfig(loss_l1=dict(type="plain", reduction="sum"))
+    assert cli.main(["list", "plain"]) == 0
+    text = capsys.readouterr().out
+    assert "loss_weight" in text and "reduction" not in text and "Base class" not in text
 
 
 def test_register_loss_names_the_term_and_a_name_is_taken_once(clean):

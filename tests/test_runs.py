@@ -137,6 +137,52 @@ def test_one_size_against_many_is_a_difference(outputs, tmp_path):
     assert training_sizes({"random_size": "(2, ...", "multiscale_range": 5, "input_size": [96, 96]}) is None
 
 
+# what the two records say, and what of it cannot be compared
+CODES = [
+    ({"get_optimizer()": "a"}, {"get_optimizer()": "a"}, {}),
+    ({"get_optimizer()": "a"}, {}, {"code of get_optimizer()": ["a", "-"]}),
+    ({"MyLoss": "a"}, {"MyLoss": "b"}, {"code of MyLoss": ["a", "b"]}),
+    ({"MyLoss": "a"}, {}, {}),  # stock needs it not
+    ({"get_optimizer()": "a"}, None, {}),  # a record that does not tell
+    ({"loss_weights()": "a"}, {}, {}),  # element weights are a loss
+]
+
+
+@pytest.mark.parametrize("one,two,found", CODES)
+def test_code_of_the_experiments_that_differs_is_a_difference(outputs, tmp_path, one, two, found):
+    data = json.loads((outputs / "stock-seed0" / "run.json").read_text())["data"]["val"]
+    runs = []
+    for name, code in (("one", one), ("two", two)):
+        make_run(tmp_path / name, data)
+        if code is not None:
+            edit(tmp_path / name, code=code)
+        runs.append(read(tmp_path / name))
+    assert differing(runs, facts) == found
+
+
+def test_starting_weights_are_told_apart_by_what_they_are_and_not_by_their_path(outputs, tmp_path):
+    data = json.loads((outputs / "stock-seed0" / "run.json").read_text())["data"]["val"]
+
+    def run(name, path, weights, **args):
+        edit(make_run(tmp_path / name, data), args__ckpt=path, starting_weights=weights, **args)
+        return read(tmp_path / name)
+
+    one = run("one", "start.pth", "aa")
+    assert differing([one, run("same", "./start.pth", "aa")], facts) == {}
+    assert differing([one, run("other", "start.pth", "bb")], facts) == {"-c": ["aa", "bb"]}
+    assert differing([one, run("resumed", "latest_ckpt.pth", "aa", args__resume=True)], facts) == {}
+
+
+def test_element_weights_of_the_experiment_are_a_loss(outputs, tmp_path):
+    data = json.loads((outputs / "stock-seed0" / "run.json").read_text())["data"]["val"]
+    for name, code in (("a0", {}), ("b0", {"loss_weights()": "1"}), ("c0", {"loss_weights()": "2"})):
+        edit(make_run(tmp_path / name, data), code=code)
+    runs = select([str(tmp_path / "*")]).runs
+    assert [one.label for one in group(runs)] == ["stock", "loss_weights()", "loss_weights() #2"]
+    (one,) = group(runs, by="loss_obj")
+    assert one.units == ["seed 0, stock", "seed 0, loss_weights() 1", "seed 0, loss_weights() 2"]
+
+
 def test_groups_are_runs_of_the_same_losses(outputs):
     groups = group(select([str(outputs / "*-seed[01]")]).runs)
     assert [one.label for one in groups] == ["iou ciou", "obj focal (alpha=0.75)", "stock"]

@@ -69,10 +69,9 @@ def test_a_dry_run_prints_each_command_and_starts_nothing(work, monkeypatch, cap
     names = [line.removesuffix(": train") for line in lines[::2]]
     assert names[0] == "mine-obj.gamma_1-iou_iou-seed0" and names[-1] == "mine-obj.gamma_2-iou_ciou-seed4"
     assert len(names) == len(set(names)) == 8
-    # a loss stands before its knob, which it would replace
     assert lines[-1].split() == (
         f"yolox-loss train -f tiny.py -b 8 --device cpu --fp16 -expn {names[-1]} "
-        "loss_obj focal max_epoch 2 loss_iou ciou seed 4 loss_obj.gamma 2"
+        "loss_obj focal max_epoch 2 loss_obj.gamma 2 loss_iou ciou seed 4"
     ).split()
     assert not (work / "YOLOX_outputs").exists()
 

@@ -16,6 +16,8 @@ from conftest import EXP, assert_same, checkpoint, cli
 
 from yolox_loss_patch.cli import main
 from yolox_loss_patch.record import AP_COLUMNS, evaluation_file, predictions_file, read_metrics
+from yolox_loss_patch.runs import facts as facts_of
+from yolox_loss_patch.runs import read
 
 TRAIN = ("train", "-f", "tiny.py", "-b", "8", "--device", "cpu")
 
@@ -145,6 +147,52 @@ def test_a_run_that_was_stopped_goes_on_exactly(straight, work, epoch, iteration
     assert without_costs(run_folder(straight[0])) == without_costs(run)
     kept = [sorted(path.name for path in (folder / "predictions").iterdir()) for folder in (run_folder(straight[0]), run)]
     assert kept[0] == kept[1] == ["epoch_2.json.gz", "epoch_3.json.gz", "epoch_4.json.gz"]
+
+
+def test_a_resume_with_other_settings_or_data_says_so_and_is_not_exact(straight, work, digits):
+    """It goes on, as in YOLOX, but is not the run that the same settings would have given."""
+    shutil.copytree(straight[0] / "YOLOX_outputs", work / "YOLOX_outputs")
+    shutil.copytree(digits, work / "digits")
+    annotations = work / "digits" / "annotations" / "instances_train2017.json"
+    coco = json.loads(annotations.read_text())
+    annotations.write_text(json.dumps({**coco, "annotations": coco["annotations"][: len(coco["annotations"]) // 2]}))
+    with (work / "tiny.py").open("a") as file:
+        file.write("\n    def random_resize(self, *args):\n        return (96, 96)\n")
+    run = run_folder(work)
+    facts = {**record(run), "exp": {**record(run)["exp"], "data_dir": str(work / "digits")}}
+    (run / "run.json").write_text(json.dumps(facts))
+    words = ("data_dir", str(work / "digits"), "max_epoch", "5")
+    done = cli(work, "train", "-f", "tiny.py", "-b", "4", "--fp16", "--device", "cpu", "--resume", *LOSSES, *words)
+    changed = record(run)["resumed"][0]["changed"]
+    assert changed[:4] == ["max_epoch: 4 before, 5 now", "-b: 8 before, 4 now", "--fp16: False before, True now",
+                           "the code of random_resize()"]  # fmt: skip
+    assert re.fullmatch(r"train annotations \(sha256\): \w{12} before, \w{12} now", changed[4]) and len(changed) == 5
+    assert not record(run)["resumed"][0].get("exact") and "resumed exactly" not in done.stderr
+    assert "not as if it had never been stopped: max_epoch: 4 before, 5 now; -b" in done.stderr
+    assert "goes on with other data: train annotations" in done.stderr
+    assert facts_of(read(run))["resumed"].startswith("yes (max_epoch: 4 before, 5 now; -b: 8 before, 4 now; ")
+
+
+def test_a_resume_of_a_finished_run_leaves_its_record(straight, work):
+    shutil.copytree(straight[0] / "YOLOX_outputs", work / "YOLOX_outputs")
+    before = record(run_folder(work))
+    cli(work, *TRAIN, "--resume", *LOSSES)
+    after = record(run_folder(work))
+    assert {key: after[key] for key in ("epochs_done", "best_ap", "status")} == {
+        key: before[key] for key in ("epochs_done", "best_ap", "status")
+    }
+    assert after["epochs_done"] == 4 and after["resumed"][0]["exact"]
+    assert without_costs(run_folder(work)) == without_costs(run_folder(straight[0]))
+
+
+def test_what_an_experiment_keeps_besides_plain_values_does_not_stop_a_resume(straight, work):
+    """An object's repr has its address, and a set its order, which are others in each process."""
+    with (work / "tiny.py").open("a") as file:
+        file.write("        self.aug, self.animals = object(), {'cow', 'cat', 'dog', 'hen'}\n")
+        file.write(crash_at(2).format(signal="SIGKILL"))
+    cli(work, *TRAIN, *LOSSES, check=False, CRASH="1", PYTHONHASHSEED="1")
+    cli(work, *TRAIN, "--resume", *LOSSES, PYTHONHASHSEED="2")
+    assert_same(checkpoint(run_folder(straight[0]))["model"], checkpoint(run_folder(work))["model"])
 
 
 def test_a_run_that_is_told_to_stop_twice_still_writes_its_record(work):

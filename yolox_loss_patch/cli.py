@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -53,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # the reader, `head` say, has seen enough; nothing more can be said
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except Exception:
         traceback.print_exc()
         return 1
@@ -144,8 +148,9 @@ def _list(words: list[str]) -> None:
 
 def _explain(term: str, loss: Loss) -> None:
     """All there is to say of a loss: its docstring and every setting, the loss's own and the term's."""
-    print("\n    " + (inspect.getdoc(loss.build) or "").replace("\n", "\n    ").replace("``", "") + "\n")
-    for title, knobs in (("knobs", loss.knobs), ("of every loss", {**COMMON, **stage_knobs(term, loss)})):
+    print("\n    " + inspect.cleandoc(loss.build.__doc__ or "").replace("\n", "\n    ").replace("``", "") + "\n")
+    common = {key: knob for key, knob in COMMON.items() if loss.own or (key == "loss_weight" and key not in loss.knobs)}
+    for title, knobs in (("knobs", loss.knobs), ("of every loss", {**common, **stage_knobs(term, loss)})):
         if knobs:
             print(f"    {title}:")
         for key, knob in knobs.items():

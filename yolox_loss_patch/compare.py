@@ -14,7 +14,7 @@ from .knobs import nearest
 from .record import AP_COLUMNS, predictions_file, training_sizes
 from .results import MEANS, Comparison, ImageDifference, Result, Shapes, Summary
 from .runs import Group, Run, Selection, differing, facts, group, select, surroundings, unknown
-from .statistics import EFFECT, pooled_spread, seed_difference, unrest, verdict
+from .statistics import BETTER, EFFECT, WORSE, pooled_spread, seed_difference, unrest, verdict
 from .tables import as_text, side_by_side
 
 # A share of the first learning rate at which AP hardly moves any more from epoch to epoch; measured in docs/which_loss.md.
@@ -84,6 +84,9 @@ def analyse(
         raise RunError(f"The baseline {results[0].label} has no {metric}; choose another --metric or --baseline.")
     for result in results[1:]:
         _judge(result, results[0], metric, truth)
+    bare = [one.label for one in results if one.verdict in (BETTER, WORSE) and one.images is None]
+    if bare:
+        notes.append(f"The verdict on {', '.join(bare)} rests on seeds alone: of images nothing is known.")
     _note_unrest(runs, results, metric, notes)
     if len(results) > 3:
         tests = len(results) - 1

@@ -183,6 +183,13 @@ def open_data(make: Callable[[], Any], exp: Any, annotation: str, where: str) ->
         raise DataError(reason) from error
 
 
+_NEEDED = {
+    "images": ("id", "file_name", "width", "height"),
+    "annotations": ("id", "image_id", "category_id", "bbox", "area", "iscrowd"),
+    "categories": ("id", "name"),
+}
+
+
 def _why(exp: Any, annotation: str, where: str) -> str | None:
     folder = exp.data_dir
     if folder is None:
@@ -197,23 +204,32 @@ def _why(exp: Any, annotation: str, where: str) -> str | None:
         near = sorted(os.listdir(os.path.dirname(path))) if os.path.isdir(os.path.dirname(path)) else []
         return f"The annotation file {path!r} does not exist (self.{where}). In its folder: {', '.join(near) or 'nothing'}."
     try:
-        with open(path) as file:
+        with open(path, encoding="utf-8") as file:
             coco = json.load(file)
     except (ValueError, OSError) as error:
         return f"The annotation file {path!r} is not readable JSON: {error}."
     for part in ("images", "annotations", "categories"):
         if not isinstance(coco, dict) or part not in coco:
             return f"The annotation file {path!r} is not in COCO format: it has no {part!r}."
+    for part, needed in _NEEDED.items():
+        for number, item in enumerate(coco[part]):
+            which = f"{path!r}: number {number} of {part!r}" + (f" (id {item['id']})" if "id" in item else "")
+            for key in needed:
+                if key not in item:
+                    hint = " Write 0 for a single object, 1 for a crowd." if key == "iscrowd" else ""
+                    return f"{which} has no {key!r}.{hint}"
+            if not isinstance(item["id"], int):
+                return f"{which} has an id that is no whole number; YOLOX's evaluation needs one."
     known = {category["id"] for category in coco["categories"]}
     for item in coco["annotations"]:
-        if item.get("category_id") not in known:
+        if item["category_id"] not in known:
             return (
-                f"{path!r}: annotation {item.get('id')} is of category {item.get('category_id')}, which is not among the "
+                f"{path!r}: annotation {item['id']} is of category {item['category_id']}, which is not among the "
                 f"file's categories: {sorted(known)}."
             )
-        for part in ("bbox", "area", "image_id"):
-            if part not in item:
-                return f"{path!r}: annotation {item.get('id')} has no {part!r}."
+        box = item["bbox"]
+        if not isinstance(box, list) or len(box) != 4 or not all(isinstance(side, (int, float)) for side in box):
+            return f"{path!r}: the bbox of annotation {item['id']} is [x, y, width, height] in pixels; got {box!r}."
     return None
 
 

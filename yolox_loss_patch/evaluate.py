@@ -12,7 +12,7 @@ from loguru import logger
 from . import hosts
 from .checkpoint import load_checkpoint
 from .data import check_dataset, open_data
-from .errors import RunError
+from .errors import ConfigError, RunError
 from .evaluator import Evaluator
 from .exp import load_exp
 from .plainrun import read_plain
@@ -39,10 +39,21 @@ def evaluate(args: argparse.Namespace) -> dict[str, float]:
     Raises:
         KitError: what a user can mend.
     """
+    switches = {"--trt": "trt", "--fuse": "fuse", "--speed": "speed"}
+    counts = {"-d": "devices", "--num_machines": "num_machines"}
+    unused = [flag for flag, name in switches.items() if getattr(args, name, False)]
+    unused += [flag for flag, name in counts.items() if (getattr(args, name, None) or 1) > 1]
+    if unused:
+        raise ConfigError(
+            f"yolox-loss eval evaluates with PyTorch in one process; leave out {', '.join(unused)}, or take YOLOX's own tool, "
+            "python -m yolox.tools.eval, on CUDA."
+        )
     exp = load_exp(args.exp_file, args.name)
     exp.merge(args.opts)
     configure(args.seed)
     device = choose_device(args.device)
+    if args.fp16 and device.type != "cuda":
+        logger.warning(f"--fp16 evaluates in half precision on CUDA; on {device.type} this is full precision.")
     for name, value in (("test_conf", args.conf), ("nmsthre", args.nms)):
         if value is not None:
             setattr(exp, name, value)

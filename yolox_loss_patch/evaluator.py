@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
@@ -27,11 +28,9 @@ def coco_metrics(truth: Any, predictions: list[dict[str, Any]]) -> tuple[dict[st
     Returns:
         The AP family by the names of `record.AP_COLUMNS` in [0, 1] (-1: no box of that size), and COCO's summary.
     """
-    if not predictions:
-        return dict.fromkeys(AP_COLUMNS, 0.0), "No detection above the score threshold."
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
-        evaluation = COCOeval(truth, truth.loadRes(predictions), "bbox")
+        evaluation = COCOeval(truth, truth.loadRes(predictions) if predictions else _nothing(truth), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         text.truncate(0)
@@ -40,8 +39,18 @@ def coco_metrics(truth: Any, predictions: list[dict[str, Any]]) -> tuple[dict[st
     stats = [float(value) for value in evaluation.stats]
     at90 = evaluation.eval["precision"][8, :, :, 0, 2]  # IoU .50, .55, ... .90; all recalls and classes; all sizes
     ap90 = float(at90[at90 > -1].mean()) if (at90 > -1).any() else -1.0
+    if not predictions:
+        text.write("No detection above the score threshold.")
     values = (stats[0], stats[1], stats[2], ap90, stats[3], stats[4], stats[5], stats[8])
     return dict(zip(AP_COLUMNS, values, strict=True)), text.getvalue()
+
+
+def _nothing(truth: Any) -> COCO:
+    """Results without a detection, which ``loadRes`` cannot read."""
+    results = COCO()
+    results.dataset = {**truth.dataset, "annotations": []}
+    results.createIndex()
+    return results
 
 
 class Evaluator:

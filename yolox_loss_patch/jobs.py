@@ -67,8 +67,7 @@ class Run:
         """The record, {} where there is none yet; takes the epochs and metrics over from it."""
         record = read_run(self.folder) or {}
         self.rows = read_metrics(self.folder)
-        # The record of a resumed run counts its epochs from the first that is new.
-        self.epochs = max([int(record.get("epochs_done", 0)), *(int(row["epoch"] or 0) for row in self.rows)])
+        self.epochs = int(record.get("epochs_done", 0))
         return record
 
     def follow(self, waiting: str | None) -> None:
@@ -116,7 +115,7 @@ class Run:
 def is_training(record: dict[str, Any]) -> bool:
     """Whether a process of this machine is at it."""
     here = record.get("machine") == socket.gethostname()
-    return record.get("status") == "running" and here and is_alive(record.get("pid"))
+    return record.get("status") == "running" and here and is_alive(record.get("pid"), record.get("pid_born"))
 
 
 def duration(seconds: float) -> str:
@@ -212,7 +211,7 @@ class Training:
 
     def _epochs(self) -> int:
         try:
-            with open(os.path.join(self.folder, "run.json")) as file:
+            with open(os.path.join(self.folder, "run.json"), encoding="utf-8") as file:
                 return int(json.load(file).get("epochs_done", 0))
         except (OSError, ValueError):
             return 0

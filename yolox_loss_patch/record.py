@@ -29,8 +29,7 @@ BUILT = ("model", "optimizer", "dataset")
 
 
 def plain(value: Any) -> Any:
-    """The value as JSON can hold it, the same in every process: containers and scalars as they are, sets in order,
-    anything else by its repr without addresses."""
+    """The value as JSON can hold it, the same in every process: sets in order, what is no plain data by its repr."""
     value = as_python(value)
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
@@ -54,6 +53,18 @@ def training_sizes(exp: Mapping[str, Any]) -> list[int] | None:
     if not isinstance(span, int) or not isinstance(height, int):
         return None
     return [height // 32 - span, height // 32 + span]
+
+
+def code_differences(one: Mapping[str, str], two: Mapping[str, str]) -> list[str]:
+    """The methods, functions and classes whose code differs, of two tables of `yolox_loss_patch.exp.own_code`.
+
+    A function or class in one of them only counts through the methods that use it.
+    """
+    return [
+        name
+        for name in sorted({*one, *two})
+        if one.get(name) != two.get(name) and (name.endswith("()") or (name in one and name in two))
+    ]
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -157,15 +168,24 @@ def read_evaluations(folder: Path) -> list[dict[str, Any]]:
     return sorted(found, key=lambda facts: facts["epoch"])
 
 
-def is_alive(pid: Any) -> bool:
-    """Whether a process of this machine has this number."""
+def is_alive(pid: Any, born: Any = None) -> bool:
+    """Whether a process of this machine has this number, and is the one that was born then (`birth`), if that is known."""
     try:
         os.kill(int(pid), 0)
     except (ProcessLookupError, TypeError, ValueError):
         return False
     except PermissionError:
-        return True
-    return True
+        pass
+    return born is None or birth(int(pid)) in (born, None)
+
+
+def birth(pid: int) -> str | None:
+    """When a process began, to tell it from a later one with the same number; None where the system does not say."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[19]}"
+    except (OSError, IndexError):
+        return None
 
 
 def _write_run(folder: Path, data: dict[str, Any]) -> None:
@@ -202,6 +222,7 @@ class RunRecord:
             "status": "running",
             "error": None,
             "pid": os.getpid(),
+            "pid_born": birth(os.getpid()),
             "started": now(),
             **plain(facts),
         }

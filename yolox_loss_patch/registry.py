@@ -6,6 +6,7 @@ complete dict (``resolve``) and a module (``build_loss``).
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -108,8 +109,8 @@ class Registry:
             term: the term or terms it fills; if not given, the class's attribute ``term``, else all four.
 
         The class is built with the knobs of the spec and called as ``loss(pred, target, weight=None, avg_factor=None,
-        reduction_override=None)``. ``loss_weight`` and ``reduction`` are handed to its constructor when it takes them;
-        else they are the kit's business.
+        reduction_override=None)``. ``loss_weight`` and ``reduction`` are handed to its constructor when it takes them; else
+        the kit multiplies by ``loss_weight``, and the reduction is the mean that the loss stage asks for.
 
         Raises:
             ConfigError: a name that is taken or no word, a constructor that the kit cannot read, no class.
@@ -126,7 +127,7 @@ class Registry:
             for key in STAGE_KNOBS:
                 if key in knobs:
                     raise ConfigError(f"{cls.__name__}: {key!r} is the loss stage's; name the parameter otherwise.")
-            formula = (inspect.getdoc(cls) or "").split("\n")[0]
+            formula = inspect.cleandoc(cls.__doc__ or "").split("\n")[0]
             row = Loss(cls, knobs, formula, targets=("hard", "iou"), own=False)
             self.add(terms, name or cls.__name__, row)
             return cls
@@ -250,6 +251,8 @@ def resolve(term: str, spec: Any, registry: Registry | None = None) -> dict[str,
                 f"loss_obj: {name} takes hard targets only: on a soft target focal is not smallest at p = t, so "
                 "the score would not learn the IoU. Use target='hard', or bce, varifocal or quality_focal with 'iou'."
             )
+        elif key == "reduction" and not loss.own and key not in loss.knobs and spec[key] != knob.default:
+            raise ConfigError(f"loss_{term}: the constructor of {name!r} takes no {key!r}, so it is {knob.default!r}.")
         else:
             resolved[key] = (COMMON.get(key) or knob).check(f"loss_{term}: {key} of {name!r}", spec[key])
     if resolved.get("preset") == "paper":
@@ -304,14 +307,21 @@ def build_loss(term: str, spec: Any) -> nn.Module:
         return TermLoss(
             term, name, loss.build, knobs=resolved, whole_set=loss.whole_set, wants=loss.wants, **shared
         )
-    for key, knob in COMMON.items():
-        if key not in loss.knobs and resolved.pop(key) != knob.default:
-            raise ConfigError(f"loss_{term}: the constructor of {name!r} takes no {key!r}.")
+    weight = 1.0 if "loss_weight" in loss.knobs else resolved.pop("loss_weight")
+    if "reduction" not in loss.knobs:
+        del resolved["reduction"]
     try:
         module: nn.Module = loss.build(**resolved)
     except ValueError as error:
         raise ConfigError(f"loss_{term}: {name!r} refuses its knobs, {resolved}: {error}") from error
+    if weight != 1:
+        module.register_forward_hook(functools.partial(_times, weight))
     return module
+
+
+def _times(weight: float, module: nn.Module, args: Any, loss: Any) -> Any:
+    """The loss times ``loss_weight``, for a class that does not take it."""
+    return weight * loss
 
 
 def register_loss(term: str, name: str) -> Callable[[_Class], _Class]:

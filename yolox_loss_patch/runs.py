@@ -21,7 +21,8 @@ BY = ("loss", *KEYS)
 _FREE = ("output_dir", "exp_name", "print_interval", "data_num_workers", "save_history_ckpt", "seed")
 # What the hash of the annotations says better, and what gives the same numbers by proof.
 _NOTED = ("data_dir", "train_ann", "val_ann", "test_ann", "loss_assign")
-_ARGUMENTS = ("batch_size", "fp16", "ckpt", "start_epoch")
+_ARGUMENTS = ("batch_size", "fp16", "start_epoch")
+_WEIGHTS = "loss_weights()"  # of the experiment: part of the losses
 UNKNOWN = "unknown"
 
 
@@ -213,10 +214,14 @@ def facts(run: Run) -> dict[str, Any]:
     known.update({key: value for key, value in record.get("exp", {}).items() if key not in (*_FREE, *_NOTED)})
     known["random_size"] = training_sizes(record.get("exp", {})) or UNKNOWN
     args = record.get("args") or {}
-    known.update({name: args.get(key) for key, name in zip(_ARGUMENTS, ("-b", "--fp16", "-c", "-e"), strict=True)})
+    known.update({name: args.get(key) for key, name in zip(_ARGUMENTS, ("-b", "--fp16", "-e"), strict=True)})
+    known["-c"] = record.get("starting_weights") or (None if args.get("resume") else args.get("ckpt"))
+    known.update({f"code of {name}": code for name, code in record.get("code", {}).items() if name != _WEIGHTS})
     known["workers"] = record.get("workers") or (args.get("devices") or 1) * (args.get("num_machines") or 1)
     resumed = record.get("resumed") or []
-    known["resumed"] = "no" if all(isinstance(part, dict) and part.get("exact") for part in resumed) else "yes"
+    inexact = [part for part in resumed if not (isinstance(part, dict) and part.get("exact"))]
+    changed = [line for part in inexact if isinstance(part, dict) for line in part.get("changed", [])]
+    known["resumed"] = "no" if not inexact else f"yes ({'; '.join(changed)})" if changed else "yes"
     host = record.get("host") or {}
     known["host"] = host.get("name", UNKNOWN)
     known["host's get_losses"] = host.get("get_losses", UNKNOWN)
@@ -240,11 +245,18 @@ def differing(runs: Sequence[Run], of: Any) -> dict[str, list[str]]:
     tables = [of(run) for run in runs]
     found: dict[str, list[str]] = {}
     for key in dict.fromkeys(key for table in tables for key in table):
-        values = [table.get(key, UNKNOWN if run.is_plain else "-") for table, run in zip(tables, runs, strict=True)]
+        values = [table.get(key, _absent(key, run)) for table, run in zip(tables, runs, strict=True)]
         known = {json.dumps(value, sort_keys=True) for value in values if value != UNKNOWN}
         if len(known) > 1:
             found[key] = [str(value) for value in values]
     return found
+
+
+def _absent(key: str, run: Run) -> str:
+    """What a run says of a fact that it does not tell: code of a function or class may not be needed, or not be recorded."""
+    is_code = key.startswith("code of ")
+    is_unknown = run.is_plain or (is_code and ("code" not in run.record or not key.endswith("()")))
+    return UNKNOWN if is_unknown else "-"
 
 
 def unknown(runs: Sequence[Run]) -> dict[str, list[str]]:
@@ -282,10 +294,11 @@ def group(runs: Sequence[Run], by: str = "loss") -> list[Group]:
             key = label = f"{_stem(run.name)} (plain YOLOX, losses {UNKNOWN})"
             others = ""
         else:
-            key = json.dumps([resolved.get(term) for term in terms], sort_keys=True)
-            label = loss_label(run.record, terms)
+            weights = run.record.get("code", {}).get(_WEIGHTS)
+            key = json.dumps([*(resolved.get(term) for term in terms), weights if by == "loss" else None], sort_keys=True)
+            label = loss_label(run.record, terms, weighed=by == "loss")
             rest = [term for term in resolved if term not in terms]
-            others = "" if by == "loss" else loss_label(run.record, rest)
+            others = "" if by == "loss" else " ".join(filter(None, (loss_label(run.record, rest, weighed=True), weights)))
         if key not in labels:
             taken = [other for other in labels.values() if other == label or other.startswith(f"{label} #")]
             labels[key] = f"{label} #{len(taken) + 1}" if taken else label
@@ -310,8 +323,11 @@ def _stem(name: str) -> str:
     return re.sub(r"[-_.]?(seed|s|run)?[-_]?\d+$", "", name) or name
 
 
-def loss_label(record: dict[str, Any], terms: Sequence[str]) -> str:
-    """The losses of these terms in a few words: those that are not stock's, with the knobs that were set."""
+def loss_label(record: dict[str, Any], terms: Sequence[str], weighed: bool) -> str:
+    """The losses of these terms in a few words: those that are not stock's, with the knobs that were set.
+
+    ``weighed``: element weights of the experiment, `yolox_loss_patch.LossExp`, are named too.
+    """
     stock = LossConfig().resolved()
     parts = []
     for term in terms:
@@ -322,4 +338,6 @@ def loss_label(record: dict[str, Any], terms: Sequence[str]) -> str:
         knobs = {key: value for key, value in written.items() if key != "type"} if isinstance(written, dict) else {}
         said = ", ".join(f"{key}={value}" for key, value in knobs.items())
         parts.append(f"{term} {resolved.get('type')}" + (f" ({said})" if said else ""))
+    if weighed and _WEIGHTS in record.get("code", {}):
+        parts.append(_WEIGHTS)
     return " + ".join(parts) or "stock"

@@ -22,10 +22,10 @@ from tabulate import tabulate
 from .compare import compare
 from .config import ALIASES, LossConfig
 from .errors import ConfigError, KitError, RunError
-from .exp import load_exp
+from .exp import load_exp, own_code
 from .jobs import SCREEN, Local, Run, Slurm, duration, is_training
 from .record import plain, read_run
-from .train import check_settings, record_differences, settings
+from .train import check_settings, record_differences, settings, starting_weights
 
 _LABEL_LENGTH = 80  # of 255 that a folder's name may have
 _CLUSTER_OPTIONS = ("partition", "gpus_per_node", "time", "cpus_per_task", "mem")
@@ -197,6 +197,7 @@ def runs_to_make(options: argparse.Namespace, args: argparse.Namespace, flags: S
     common.merge(args.opts)
     stem = args.experiment_name or common.exp_name
     flags = _without_name(flags)
+    common_facts = {"code": own_code(base), "starting_weights": starting_weights(args)}
     runs: list[Run] = []
     wrong: list[str] = []
     for values in itertools.product(*(values for _, values in tries)):
@@ -216,7 +217,7 @@ def runs_to_make(options: argparse.Namespace, args: argparse.Namespace, flags: S
             run = Run(name, Path(exp.output_dir) / name, [*flags, "-expn", name, *overrides], exp.max_epoch)
             if name in (other.name for other in runs):
                 raise ConfigError(f"Two combinations would train in one folder, {name}; the second has {dict(chosen)}.")
-            facts = {"exp": settings(exp), "resolved_losses": losses.resolved(), "args": vars(args)}
+            facts = {"exp": settings(exp), "resolved_losses": losses.resolved(), "args": vars(args), **common_facts}
             wrong += _conflict(run, facts)
             runs.append(run)
     if wrong:

@@ -34,7 +34,7 @@ from .config import KEYS, LossConfig
 from .data import Prefetcher, check_dataset, file_names, open_data, seed_everything, training_loader
 from .errors import ConfigError, KitError, NonFiniteError, RunError
 from .evaluator import Evaluator
-from .exp import adapt, load_exp
+from .exp import adapt, load_exp, own_code
 from .half import decode_in_fp32, half_dtype
 from .knobs import as_python
 from .patch import find_head, stage_of
@@ -43,6 +43,7 @@ from .record import (
     GRADIENT_COLUMNS,
     LOSS_COLUMNS,
     RunRecord,
+    code_differences,
     fail_run,
     is_alive,
     plain,
@@ -288,12 +289,14 @@ class Trainer(HostTrainer):
 
     def _open_record(self) -> None:
         before = read_run(self.folder)
-        facts = {
+        facts: dict[str, Any] = {
             "command": sys.argv,
             "losses": self.losses.to_dict(),
             "resolved_losses": self.losses.resolved(),
             "exp": settings(self.exp),
+            "code": own_code(self.exp),
             "args": vars(self.args),
+            "starting_weights": starting_weights(self.args),
             "seed": self.seed,
             "host": hosts.describe(),
             "versions": {"python": sys.version.split()[0], "torch": torch.__version__, "numpy": np.__version__,
@@ -305,7 +308,7 @@ class Trainer(HostTrainer):
             "epochs_done": 0,
         }  # fmt: skip
         other = before is not None and before["status"] == "running" and before.get("pid") != os.getpid()
-        if before and other and before.get("machine") == facts["machine"] and is_alive(before.get("pid")):
+        if before and other and before.get("machine") == facts["machine"] and is_alive(before.get("pid"), before.get("pid_born")):
             raise RunError(f"Process {before['pid']} is training in {self.folder} right now; choose another -expn.")
         holds_weights = any(self.folder.glob("*_ckpt.pth"))
         differences = record_differences(before, facts) if before and holds_weights else []
@@ -328,8 +331,11 @@ class Trainer(HostTrainer):
             )
         if before is not None and self.args.resume:
             part = {"epoch": before.get("epochs_done"), "was": before["status"], "workers": before.get("workers", 1)}
+            if changed := _changed(before, facts):
+                part["changed"] = changed
             facts["resumed"] = [*before.get("resumed", []), part]
-            facts["started"] = before.get("started")
+            kept = ("started", "starting_weights", "epochs_done", "best_ap", "data", "batches_per_epoch")
+            facts.update({key: before[key] for key in kept if key in before})
         self.record = RunRecord(self.folder, facts)
 
     def _close_record(self, status: str, error: str | None) -> None:
@@ -375,6 +381,12 @@ class Trainer(HostTrainer):
             stage.get_losses = self._timed(stage.get_losses)  # type: ignore[method-assign]
         self.stage = stage
         logger.info(f"losses (rank {self.rank}): {stage.config}")
+        for term, spec in stage.config.resolved().items():
+            if spec["reduction"] == "sum":
+                logger.warning(
+                    f"loss_{term}: reduction='sum' is not divided by the foreground anchors, as YOLOX's terms are, and "
+                    "MMDetection's in its own head: it counts some hundred times as much. For their scale write 'mean'."
+                )
         logger.info(f"Model Summary: {get_model_info(model, exp.test_size)}")
         model.to(self.device)
         self.optimizer = exp.get_optimizer(args.batch_size)
@@ -412,7 +424,8 @@ class Trainer(HostTrainer):
             hashes = {split: {key: facts.get(key) for key in ("sha256", "images", "boxes")} for split, facts in data.items()}
             self.team.agree({"data": hashes, "batches an epoch": self.max_iter, "epochs done": self.start_epoch})
         if self.record is not None:
-            self.record.update(data=data, batches_per_epoch=self.max_iter)
+            self._note_other_data(data)
+            self.record.update(data=data, batches_per_epoch=self.max_iter, epochs_done=self.start_epoch)
             self.record.keep_epochs(self.start_epoch)
 
         self.prefetcher = Prefetcher(
@@ -442,6 +455,18 @@ class Trainer(HostTrainer):
         if self.rank == 0:
             self._open_logger()
         logger.info("Training start...")
+
+    def _note_other_data(self, data: dict[str, Any]) -> None:
+        """Say in the log and the record that a resumed run goes on with other annotations."""
+        if self.record is None or not self.record.data.get("resumed"):
+            return
+        before, part = self.record.data.get("data", {}), self.record.data["resumed"][-1]
+        for split, facts in data.items():
+            old, new = before.get(split, {}).get("sha256"), facts.get("sha256")
+            if old != new and old is not None:
+                line = f"{split} annotations (sha256): {old[:12]} before, {str(new)[:12]} now"
+                part.update(exact=False, changed=[*part.get("changed", []), line])
+                logger.warning(f"The run goes on with other data: {line}. {_NOT_COMPARED}")
 
     def _timed(self, function: Any) -> Any:
         """The loss stage with a clock, for ``--profile``."""
@@ -739,10 +764,16 @@ class Trainer(HostTrainer):
         self.input_size = tuple(state["input_size"])
         self.stage.load_running_state(state["losses"])
         before = state.get("workers", 1)
-        if before == self.world:
+        part = self.record.data["resumed"][-1] if self.record is not None and "resumed" in self.record.data else None
+        if part is not None and part.get("changed"):
+            logger.warning(
+                f"resumed from {path} (epoch {self.start_epoch}), but not as if it had never been stopped: "
+                f"{'; '.join(part['changed'])}. {_NOT_COMPARED}"
+            )
+        elif before == self.world:
             logger.info(f"resumed exactly from {path} (epoch {self.start_epoch})")
-            if self.record is not None and "resumed" in self.record.data:
-                self.record.data["resumed"][-1]["exact"] = True  # for compare: as if it had never been stopped
+            if part is not None:
+                part["exact"] = True  # for compare: as if it had never been stopped
         else:
             logger.info(
                 f"resumed from {path} (epoch {self.start_epoch}) with another number of workers (before {before}, now "
@@ -759,6 +790,7 @@ class Trainer(HostTrainer):
         return None
 
 
+_NOT_COMPARED = "compare takes it for another training than those of one setting."
 _STATS = ("fg_iou", "obj_fg", "obj_bg", "num_fg", "num_bg")
 
 
@@ -811,6 +843,8 @@ def check_settings(exp: Any, args: argparse.Namespace, world: int = 1) -> None:
     sizes = getattr(exp, "random_size", None)
     if sizes is not None and not (len(sizes) == 2 and all(isinstance(n, int) for n in sizes) and 1 <= sizes[0] <= sizes[1]):
         raise ConfigError(f"random_size is (smallest, largest), whole numbers from 1 on that count 32 px; got {sizes!r}.")
+    if getattr(args, "start_epoch", None) is not None and not args.resume:
+        raise ConfigError(f"-e {args.start_epoch} is the epoch to go on with; it needs --resume.")
     if args.batch_size < 1:
         raise ConfigError(f"-b is at least 1; got {args.batch_size}.")
     if args.batch_size % world:
@@ -822,19 +856,51 @@ def check_settings(exp: Any, args: argparse.Namespace, world: int = 1) -> None:
 
 
 def record_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What two records of one folder disagree in, as text."""
+    """What two records of one folder disagree in, as text; of a resumed run what it cannot go on with."""
     lines = []
     exps = [{**exp, "random_size": training_sizes(exp)} for exp in (before.get("exp", {}), now["exp"])]
     pairs = [(exps[0], exps[1]), (before.get("resolved_losses", {}), now["resolved_losses"])]
     if not now["args"].get("resume"):
-        arguments = ("batch_size", "fp16", "ckpt")
-        old, new = ({key: side.get("args", {}).get(key) for key in arguments} for side in (before, now))
-        pairs.append((old, new))
+        arguments = ["batch_size", "fp16"]
+        old, new = before.get("starting_weights"), now.get("starting_weights")
+        if old is None or new is None:
+            arguments.append("ckpt")
+        elif old != new:
+            lines.append(f"starting weights (sha256): {old} there, {new} now")
+        pairs.append(tuple({key: side.get("args", {}).get(key) for key in arguments} for side in (before, now)))  # type: ignore[arg-type]
+        if "code" in before:
+            lines += [f"the code of {name}" for name in code_differences(before["code"], now["code"])]
     for old, new in pairs:
         for key in sorted({*old, *new} - {*_FREE}):
             if plain(old.get(key)) != plain(new.get(key)):
                 lines.append(f"{key}: {old.get(key)!r} there, {new.get(key)!r} now")
     return lines
+
+
+def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What a resumed run does otherwise than before, so that it is no longer the run that was never stopped."""
+
+    def told(record: dict[str, Any]) -> dict[str, Any]:
+        args = record.get("args", {})
+        return {
+            "max_epoch": record.get("exp", {}).get("max_epoch"),
+            "-b": args.get("batch_size"),
+            "--fp16": args.get("fp16"),
+            "device": record.get("device"),
+            "torch": record.get("versions", {}).get("torch"),
+            "YOLOX's get_losses": record.get("host", {}).get("get_losses"),
+        }
+
+    old, new = told(before), told(now)
+    lines = [f"{key}: {old[key]!r} before, {new[key]!r} now" for key in old if old[key] != new[key]]
+    code = code_differences(before["code"], now["code"]) if "code" in before else []
+    return lines + [f"the code of {name}" for name in code]
+
+
+def starting_weights(args: argparse.Namespace) -> str | None:
+    """A hash of the checkpoint that a training starts from; None without one, or where it is not there."""
+    path = args.ckpt and Path(args.ckpt)
+    return _sha256(path) if path and not args.resume and path.is_file() else None
 
 
 def _average_norms(*models: torch.nn.Module) -> None:
@@ -947,6 +1013,7 @@ def _make_exp(args: argparse.Namespace) -> Any:
 
 def _train(args: argparse.Namespace) -> None:
     exp = _make_exp(args)
+    check_settings(exp, args)  # the seed is used right away
     configure(exp.seed)
     Trainer(exp, args).train()
 
