@@ -1,12 +1,15 @@
 """Which runs can be compared, what makes them differ, and what is a group."""
 
 import json
+import os
+import shutil
+import socket
 
 import pytest
 from made_runs import edit, make_data, make_run
 
 from yolox_loss_patch.errors import RunError
-from yolox_loss_patch.record import training_sizes
+from yolox_loss_patch.record import birth, training_sizes
 from yolox_loss_patch.runs import Run, differing, facts, group, read, select, surroundings
 
 
@@ -68,6 +71,16 @@ def test_the_runs_that_there_are_are_named_once(outputs, monkeypatch):
     (outputs / "ciou-seed0" / "train_log.txt").touch()
     with pytest.raises(RunError, match=r"There is no folder 'gone'.*holds: ciou-seed0, ciou-seed1, focal-seed0"):
         select(["gone"])
+
+
+def test_a_run_that_was_killed_is_told_from_one_that_is_running(outputs, tmp_path):
+    shutil.copytree(outputs / "stock-seed0", tmp_path / "run")
+    edit(tmp_path / "run", status="running", machine=socket.gethostname(), pid=os.getpid(), pid_born=birth(os.getpid()))
+    assert select([str(tmp_path / "run")]).left_out == ["run: running after epoch 4 of 4"]
+    for change in ({"pid_born": "before the last boot"}, {"pid": 2**22 + 1}):
+        edit(tmp_path / "run", **change)
+        if birth(os.getpid()) is not None or "pid" in change:
+            assert select([str(tmp_path / "run")]).left_out == ["run: killed after epoch 4 of 4; --resume would finish it"]
 
 
 @pytest.mark.parametrize("text", ['{"status": "runn', '["a list"]', '{"status": "finished"}', ""])

@@ -323,7 +323,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(straight, work):
 
 def test_a_loss_that_diverges_names_its_term(work):
     """Finite predictions, but a sum that overflows fp32: the term and its value are named."""
-    done = cli(work, *TRAIN, "loss_obj.loss_weight", "1e38", check=False)
+    done = cli(work, *TRAIN, "loss_obj.loss_weight", "1e38", "loss_obj.reduction", "sum", check=False)
+    assert "loss_obj: reduction='sum' is not divided by the foreground anchors" in done.stderr
     assert done.returncode == 2 and "obj (conf_loss = inf)" in done.stderr
     assert "epoch 1, iteration 1 of 3" in done.stderr
 
@@ -370,6 +371,21 @@ def test_eval_gives_the_metrics_of_the_run(straight):
     last = read_metrics(run_folder(folder))[-1]
     printed = re.search(r"IoU=0.50:0.95 \| area=   all \| maxDets=100 \] = (\S+)", done.stdout).group(1)
     assert float(printed) == pytest.approx(last["AP"], abs=6e-4)
+
+
+def test_eval_without_a_best_checkpoint_names_the_others(straight, work, monkeypatch, capsys):
+    run = run_folder(work)
+    run.mkdir(parents=True)
+    shutil.copy(run_folder(straight[0]) / "latest_ckpt.pth", run)
+    monkeypatch.chdir(work)
+    assert main(["eval", "-f", "tiny.py", "--device", "cpu"]) == 2
+    assert "has no best_ckpt.pth" in capsys.readouterr().err
+
+
+def test_a_finished_run_that_is_trained_anew_is_told_of(work):
+    first = cli(work, *TRAIN, "max_epoch", "1")
+    again = cli(work, *TRAIN, "max_epoch", "1")
+    assert "trained anew and replaced" not in first.stderr and "trained anew and replaced" in again.stderr
 
 
 def test_eval_save_makes_the_predictions_of_a_run_anew(straight, tmp_path, monkeypatch):

@@ -197,8 +197,8 @@ ROWS: tuple[tuple[tuple[str, ...], str, Loss], ...] = (
             iou.WIoU,
             {
                 "version": Knob(3, choices=(1, 2, 3)),
-                "alpha": Knob(1.9, low=1, high=10, open_low=True),  # alpha^delta has to fit fp32
-                "delta": Knob(3.0, low=0, high=20, open_low=True),
+                "alpha": Knob(1.9, low=1, high=5, open_low=True),  # alpha^delta goes into the gradient, which has to fit fp16
+                "delta": Knob(3.0, low=0, high=6, open_low=True),
                 "momentum": Knob(0.01, low=0, high=1),
             },
             "w exp(rho2/c2) (1 - IoU); v1: w = 1, v2: sqrt(b), v3: b/(delta alpha^(b-delta)); b = (1-IoU)/mean",

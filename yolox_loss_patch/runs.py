@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import re
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from .config import KEYS, LossConfig
 from .errors import RunError
 from .plainrun import LOG, read_plain
-from .record import plain, predictions_file, read_metrics, read_run, training_sizes
+from .record import is_alive, plain, predictions_file, read_metrics, read_run, training_sizes
 
 OUTPUTS = Path("YOLOX_outputs")
 BY = ("loss", *KEYS)
@@ -190,6 +191,12 @@ def read(folder: Path) -> Run:
     raise RunError(f"{str(folder)!r} is no run: it has neither a run.json nor YOLOX's {LOG}.")
 
 
+def _may_be_alive(record: dict[str, Any]) -> bool:
+    """Whether a run that says it is running may be so; of another machine nobody here knows."""
+    here = record.get("machine") == socket.gethostname()
+    return not here or is_alive(record.get("pid"), record.get("pid_born"))
+
+
 def _unfit(run: Run) -> str | None:
     """Why a run cannot be compared, if so."""
     status, epochs = run.record["status"], run.record.get("exp", {}).get("max_epoch", "?")
@@ -197,7 +204,9 @@ def _unfit(run: Run) -> str | None:
         return f"failed after epoch {len(run.rows)} of {epochs} ({run.record.get('error') or 'no reason recorded'})"
     if status != "finished":
         done = f"after epoch {len(run.rows)} of {epochs}"
-        return f"{status} {done}" if status == "running" else f"{status} {done}; --resume would finish it"
+        if status == "running" and _may_be_alive(run.record):
+            return f"{status} {done}"
+        return f"{'killed' if status == 'running' else status} {done}; --resume would finish it"
     if not run.evaluated():
         return "finished without an evaluation"
     return None

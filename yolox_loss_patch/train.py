@@ -329,6 +329,8 @@ class Trainer(HostTrainer):
                 f"{self.folder} holds checkpoints of a run without a record, which would be overwritten. Choose another "
                 "folder with -expn NAME, or remove this one."
             )
+        if before is not None and holds_weights and not self.args.resume:
+            logger.warning(f"{self.folder} holds this run, finished {before.get('ended')}; it is trained anew and replaced.")
         if before is not None and self.args.resume:
             part = {"epoch": before.get("epochs_done"), "was": before["status"], "workers": before.get("workers", 1)}
             if changed := _changed(before, facts):

@@ -30,7 +30,7 @@ KNOBS = [
     ("iou", {"type": "siou", "theta": 2.0}),
     ("iou", {"type": "wiou", "version": 1}),
     ("iou", {"type": "wiou", "version": 2}),
-    ("iou", {"type": "wiou", "alpha": 10.0, "delta": 20.0}),  # its weight is alpha^(delta - badness)
+    ("iou", {"type": "wiou", "alpha": 5.0, "delta": 6.0}),  # its weight is alpha^(delta - badness)
     ("iou", {"type": "inner_ciou", "ratio": 1.3}),
     ("iou", {"type": "shape_iou", "scale": 1.0}),
     ("iou", {"type": "piou", "version": 1}),
