@@ -211,7 +211,8 @@ def test_large_boxes_in_fp16(size):
             pred = torch.tensor([[size / 2, size / 2, size, size / 2]], dtype=torch.float16)
             target = torch.tensor([[size / 2 + 8, size / 2, size / 2, size]], dtype=torch.float16)
             value, _ = check_finite(build(term, spec), pred, target)
-            assert 0.01 < value.item() < 30, spec
+            most = 30 if "delta" not in spec else 500  # at the end of their range the knobs of wiou weigh that much
+            assert 0.01 < value.item() < most, spec
 
 
 BY_HAND = {
