@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import resource
 import shutil
 import time
@@ -15,7 +16,7 @@ from yolox_loss_patch import cli as command
 from yolox_loss_patch.compare import analyse, compare
 from yolox_loss_patch.errors import RunError
 from yolox_loss_patch.record import read_metrics
-from yolox_loss_patch.tables import as_csv, as_text, tables
+from yolox_loss_patch.tables import as_csv, as_text, side_by_side, tables
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +102,11 @@ def test_why_is_told_from_the_detections(comparison):
     assert picture.path.is_file() and len(picture.sides) == 2 and picture.truth
     gaps = [abs(one.sides[0][1] - one.sides[1][1]) for one in comparison.pictures[:3]]
     assert gaps == sorted(gaps, reverse=True) and gaps[0] > 0
+
+
+def test_a_bar_in_a_name_stays_in_its_cell():
+    text = side_by_side({"classes": ["red|white", "red"], "seed": ["0", "1"]}, ["a|b", "c"])
+    assert "red\\|white" in text and {len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines()} == {4}
 
 
 def test_best_and_last_are_kept_apart(comparison):

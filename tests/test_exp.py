@@ -102,6 +102,26 @@ def test_merge(words, key, value):
     assert got == value and type(got) is type(value)
 
 
+@pytest.mark.parametrize(
+    "words,told",
+    [
+        (["loss_obj.type", "varifocal"], "keeps its alpha=0.3, loss_weight=2.0. For the defaults of varifocal write loss_obj "),
+        (["loss_obj.type", "varifocal", "loss_obj.alpha", "0.75"], "keeps its loss_weight=2.0."),
+        (["loss_obj.type", "varifocal", "loss_obj.alpha", "0.75", "loss_obj.loss_weight", "1"], None),
+        (["loss_obj", "varifocal"], None),
+        (["loss_obj.alpha", "0.5"], None),
+        (["loss_iou.type", "ciou"], None),
+    ],
+)
+def test_a_loss_that_inherits_knobs_says_so(words, told):
+    exp, lines = Exp(), []
+    exp.loss_obj = dict(type="focal", alpha=0.3, loss_weight=2.0)
+    sink = logger.add(lines.append, level="WARNING")
+    exp.merge(words)
+    logger.remove(sink)
+    assert len(lines) == (told is not None) and (told is None or told in lines[0])
+
+
 @pytest.mark.parametrize("name", ["loss_bbox", "loss_iou"])
 def test_a_knob_is_of_the_loss_that_the_experiment_has_by_its_other_name(name):
     exp = Exp()

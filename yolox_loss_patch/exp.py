@@ -237,7 +237,7 @@ def merge(exp: Any, cfg_list: Sequence[Any]) -> None:
             "Flags stand before them."
         )
     changes: dict[str, Any] = {}
-    pairs = zip(cfg_list[::2], cfg_list[1::2], strict=True)
+    pairs = list(zip(cfg_list[::2], cfg_list[1::2], strict=True))
     for key, value in sorted(pairs, key=lambda pair: "." in pair[0]):  # a loss before its knobs, which it would replace
         if key.startswith("wandb-"):
             continue  # YOLOX's trainer reads these from the same list
@@ -255,11 +255,28 @@ def merge(exp: Any, cfg_list: Sequence[Any]) -> None:
     if any(key in changes for key in _SETTINGS):
         specs = {key: changes[key] if key in changes else _spec_now(exp, key) for key in _SETTINGS}
         LossConfig.from_specs({key: spec for key, spec in specs.items() if spec is not None})
+        _warn_of_heirs(exp, changes, [key for key, _ in pairs])
     for key, value in changes.items():
         setattr(exp, key, value)
     for alias, key in ALIASES.items():
         if key in changes and hasattr(exp, alias):
             setattr(exp, alias, changes[key])
+
+
+def _warn_of_heirs(exp: Any, changes: Mapping[str, Any], words: Sequence[str]) -> None:
+    """Say which knobs of a loss went over to the one that took its place by ``loss_obj.type varifocal``."""
+    for key in KEYS:
+        now, new = _spec_now(exp, key), changes.get(key)
+        if not (isinstance(now, Mapping) and isinstance(new, Mapping)) or now.get("type") == new.get("type"):
+            continue
+        names = [key, *(alias for alias, name in ALIASES.items() if name == key)]
+        said = {word.partition(".")[2] for word in words if word.partition(".")[0] in names}  # "": the loss as a whole
+        kept = [f"{knob}={value!r}" for knob, value in now.items() if knob not in said]
+        if kept and "" not in said:
+            logger.warning(
+                f"{key}.type {new['type']} takes the place of {now.get('type')} and keeps its {', '.join(kept)}. "
+                f"For the defaults of {new['type']} write {key} {new['type']}."
+            )
 
 
 def _settings(exp: Any) -> list[str]:

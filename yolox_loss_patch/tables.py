@@ -237,6 +237,12 @@ def shared_columns(values: dict[str, list[str]], names: Sequence[str]) -> tuple[
 def side_by_side(values: dict[str, list[str]], names: Sequence[str]) -> str:
     """The same as text."""
     header, rows = shared_columns(values, names)
+    return _markdown(header, rows)
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose cells may hold a bar, as names of classes and settings do."""
+    header, *rows = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
     return tabulate(rows, header, tablefmt="github", disable_numparse=True)
 
 
@@ -248,7 +254,7 @@ def as_text(comparison: Comparison) -> str:
     for title, header, rows, note in tables(comparison):
         text = [f"{title}:"]
         if rows:
-            text.append(tabulate(rows, header, tablefmt="github", disable_numparse=True))
+            text.append(_markdown(header, rows))
         if note:
             text.append(note)
         parts.append("\n\n".join(text))
