@@ -373,6 +373,15 @@ def test_eval_gives_the_metrics_of_the_run(straight):
     assert float(printed) == pytest.approx(last["AP"], abs=6e-4)
 
 
+def test_eval_says_when_a_model_has_diverged(straight, work):
+    state = checkpoint(run_folder(straight[0]))
+    state["model"]["head.reg_preds.0.bias"][2:] = 1000.0  # log sides
+    torch.save(state, work / "diverged.pth")
+    words = ("eval", "-f", "tiny.py", "-b", "8", "--device", "cpu", "-c")
+    assert "boxes or scores are not finite in 8 of 8 images" in cli(work, *words, "diverged.pth").stderr
+    assert "not finite" not in cli(work, *words, run_folder(straight[0]) / "latest_ckpt.pth").stderr
+
+
 def test_eval_without_a_best_checkpoint_names_the_others(straight, work, monkeypatch, capsys):
     run = run_folder(work)
     run.mkdir(parents=True)

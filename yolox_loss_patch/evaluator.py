@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from loguru import logger
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
@@ -82,15 +83,23 @@ class Evaluator:
         found: list[dict[str, Any]] = []
         seen: list[int] = []
         known = len(host.dataloader.dataset.class_ids)
+        broken = 0
         started = time.perf_counter()
         for images, _labels, info, ids in tqdm(host.dataloader, desc="evaluate", leave=False, disable=rank != 0):
             images = images.to(self.device, torch.float16 if half else torch.float32)
-            outputs = hosts.postprocess()(model(images).float(), host.num_classes, host.confthre, host.nmsthre)
+            outputs = model(images).float()
+            broken += int((~torch.isfinite(outputs).flatten(1).all(1)).sum())
+            outputs = hosts.postprocess()(outputs, host.num_classes, host.confthre, host.nmsthre)
             # A class that no category stands for (num_classes above the data's) can be detected but not be right.
             outputs = [None if rows is None else rows[rows[:, 6] < known] for rows in outputs]
             found.extend(host.convert_to_coco_format(outputs, info, ids))
             seen.extend(int(number) for number in np.asarray(ids).flatten())
         seconds = time.perf_counter() - started
+        if broken:
+            logger.warning(
+                f"The model's boxes or scores are not finite in {broken} of {len(seen)} images: its training has diverged, and "
+                "what is measured here says nothing of its losses. Train with a lower basic_lr_per_img or longer warmup_epochs."
+            )
         if distributed:
             found, seen = _gather(found, seen)
         if rank != 0:
