@@ -35,7 +35,7 @@ class Exp(ylp.LossExp, BaseExp):  # LossExp first
         # self.loss_obj = dict(type="focal", preset="paper")           # the formula as published; see docs/swaps.md
         # Boxes: "iou", "giou", "diou", "ciou", "eiou", "alpha_ciou", "siou", "wiou", "shape_iou", "inner_ciou", ...
         self.loss_iou = "iou"
-        # self.loss_iou = "ciou"
+        # self.loss_iou = "ciou"                                       # calibrated: by overlap, with the slope of "iou"
         # self.loss_iou = dict(type="alpha_ciou", alpha=3.0)
         # self.loss_iou = dict(type="giou", loss_weight=1.0)           # times YOLOX's fixed 5.0
 

@@ -16,18 +16,25 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = {
     "which_loss": {
         "bccd_finetune": "Blood cells (BCCD), from a trained network",
+        "bccd_boxes": "Blood cells (BCCD), box losses, from another trained network",
         "digits_finetune": "Digits, from a trained network",
+        "digits_boxes": "Digits, box losses, from another trained network",
         "digits_newcls": "Digits, from a trained network, classes anew",
         "digits_one": "Digits, one class, one size, from a trained network",
         "bccd_one": "Blood cells (BCCD), one class, one size, from a trained network",
         "digits_one_multi": "Digits, one class, many sizes, from a trained network",
         "digits_fixed": "Digits, ten classes, one size, from a trained network",
     },
-    "from_scratch": {"bccd": "Blood cells (BCCD), from scratch", "digits": "Digits, from scratch"},
+    "from_scratch": {
+        "bccd": "Blood cells (BCCD), from scratch",
+        "digits": "Digits, from scratch",
+        "digits_scratch": "Digits, box losses, from scratch",
+    },
 }
 LIMITS = (-0.03, 0.03)
 TICKS = (-0.02, -0.01, 0, 0.01, 0.02)
-DRAWN = ("bccd_finetune", "digits_finetune")
+# A loss that is in both sets of a column is drawn as the latter has it.
+DRAWN = {"Blood cells (BCCD)": ("bccd_finetune", "bccd_boxes"), "Digits": ("digits_finetune", "digits_boxes")}
 TERMS = ("obj", "cls", "iou", "l1")
 HEADER = (
     "losses", "seeds", "AP", "difference to stock", "95% over seeds", "95% over images", "verdict",
@@ -97,7 +104,7 @@ def draw(path):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    sets = {PAGES["which_loss"][folder]: {row["group"]: row for row in comparison(folder)} for folder in DRAWN}
+    sets = {title: {row["group"]: row for folder in both for row in comparison(folder)} for title, both in DRAWN.items()}
     groups = {group for found in sets.values() for group in found if group.split()[0] in TERMS}
 
     def order(group):
@@ -122,8 +129,8 @@ def draw(path):
             axes.annotate(row["runs"], (1, y), xycoords=("axes fraction", "data"), xytext=(3, 0),
                           textcoords="offset points", va="center", fontsize=7)  # fmt: skip
         axes.axvline(0, color="black", linewidth=0.8)
-        axes.set(title=title, xlim=LIMITS, ylim=(-0.7, len(names) - 0.3), xlabel="AP, difference to stock", xticks=TICKS)
-        axes.title.set_fontsize(9)
+        axes.set(xlim=LIMITS, ylim=(-0.7, len(names) - 0.3), xlabel="AP, difference to stock", xticks=TICKS)
+        axes.set_title(f"{title}, from a trained network", fontsize=9)
         axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.grid(axis="x", alpha=0.3)
         for side in ("top", "right"):

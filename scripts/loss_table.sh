@@ -13,7 +13,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 command -v yolox-loss > /dev/null || PATH=$PWD/.venv/bin:$PATH
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} BCCD=${BCCD:-datasets/bccd}
 
-ALL=(bccd_finetune digits_finetune digits_newcls digits_one bccd_one digits_one_multi digits_fixed bccd digits)
+ALL=(bccd_finetune bccd_boxes digits_finetune digits_boxes digits_newcls digits_one bccd_one digits_one_multi digits_fixed bccd digits digits_scratch)
 sets=() flags=()
 while [ $# -gt 0 ] && [[ $1 != -* ]]; do
     [[ " ${ALL[*]} " = *" $1 "* ]] || { echo "There is no set '$1'. Choose of: $(IFS=, && echo "${ALL[*]}")." >&2; exit 2; }
@@ -25,13 +25,17 @@ flags=("$@")
 dry=no
 [[ " ${flags[*]:-} " = *" --dry-run "* ]] && dry=yes
 
-BOXES=giou,diou,ciou,eiou,focal_eiou,alpha_iou,alpha_giou,alpha_diou,alpha_ciou,alpha_eiou,siou,wiou,mpdiou
-BOXES+=,inner_iou,inner_giou,inner_diou,inner_ciou,inner_eiou,inner_siou,shape_iou,piou,nwd
+POWER_1=giou,siou,focal_eiou,mpdiou,piou,diou,ciou,eiou,shape_iou,wiou
+POWER_1+=,inner_iou,inner_giou,inner_diou,inner_ciou,inner_eiou,inner_siou
+OTHERS=alpha_iou,alpha_giou,alpha_diou,alpha_ciou,alpha_eiou,nwd
 SCORES=focal,varifocal,quality_focal,ghmc,dice,tversky,dice_focal
 OFFSETS=smooth_l1,l2,balanced_l1
 IOU_TARGET="{'type':'bce','target':'iou'}"
 BOX_WEIGHT="{'type':'iou','loss_weight':2.0}"
 EARLY_L1="{'type':'l1','start_epoch':1}"
+
+# The formulas as published, of losses by name.
+bare() { sed -E "s/[a-z_]+/{'type':'&','preset':'paper'}/g" <<< "$1"; }
 
 # EXP, SEEDS, and what else sweep takes. Overrides (key value) come last.
 sweep() {
@@ -54,7 +58,7 @@ DIGITS_START=YOLOX_outputs/digits_start-seed100/latest_ckpt.pth
 BCCD_START=YOLOX_outputs/bccd_start-seed100/latest_ckpt.pth
 
 catalogue() {
-    sweep "$1" 0,1,2 -c "$2" --set "loss_iou=$BOXES"
+    sweep "$1" 0,1,2 -c "$2" --set "loss_iou=$(bare $POWER_1),$OTHERS"
     sweep "$1" 0,1,2 -c "$2" --set "loss_obj=$SCORES"
     sweep "$1" 0,1,2 -c "$2" --set "loss_cls=$SCORES"
     sweep "$1" 0,1,2 -c "$2" --set "loss_l1=$OFFSETS"
@@ -65,8 +69,13 @@ train_bccd_finetune() {
     sweep bccd_finetune 0,1,2,3,4 -c $BCCD_START --set "loss_obj=bce,$IOU_TARGET"
     catalogue bccd_finetune $BCCD_START
     sweep bccd_finetune 3 -c $BCCD_START --set loss_obj=quality_focal
-    sweep bccd_finetune 3 -c $BCCD_START --set loss_iou=giou
+    sweep bccd_finetune 3 -c $BCCD_START --set "loss_iou=$(bare giou)"
     sweep bccd_finetune 0 -c $BCCD_START --set "loss_l1=$EARLY_L1"
+}
+
+train_bccd_boxes() {
+    bccd_start
+    sweep bccd_finetune 0,1,2 -c $BCCD_START --set "loss_iou=iou,$POWER_1" exp_name bccd_boxes
 }
 
 train_digits_finetune() {
@@ -77,6 +86,11 @@ train_digits_finetune() {
     sweep digits_finetune 0 -c $DIGITS_START --set "loss_l1={'type':'l1','start_epoch':1,'loss_weight':3.0}"
     sweep digits_finetune 0 -c $DIGITS_START --set "loss_iou=$BOX_WEIGHT"
     sweep digits_finetune 0 -c $DIGITS_START --set "loss_obj={'type':'varifocal','target':'iou'},{'type':'quality_focal','target':'iou'}"
+}
+
+train_digits_boxes() {
+    digits_start
+    sweep digits_finetune 0,1,2 -c $DIGITS_START --set "loss_iou=iou,$POWER_1" exp_name digits_boxes
 }
 
 train_digits_newcls() {
@@ -120,9 +134,9 @@ train_bccd() {
     blood_cells
     sweep bccd_nano 0,1,2,3,4 --set loss_obj=bce,varifocal
     sweep bccd_nano 0,1,2 --set "loss_obj=focal,quality_focal,{'type':'focal','preset':'paper'},{'type':'varifocal','preset':'paper'}"
-    sweep bccd_nano 0,1,2 --set loss_iou=ciou
-    sweep bccd_nano 0,1 --set "loss_iou={'type':'ciou','loss_weight':2.0},$BOX_WEIGHT,alpha_ciou,eiou,shape_iou,piou"
-    sweep bccd_nano 0 --set "loss_iou={'type':'iou','mode':'log'},nwd,{'type':'nwd','preset':'paper'},wiou,mpdiou,focal_eiou"
+    sweep bccd_nano 0,1,2 --set "loss_iou=$(bare ciou)"
+    sweep bccd_nano 0,1 --set "loss_iou={'type':'ciou','preset':'paper','loss_weight':2.0},$BOX_WEIGHT,alpha_ciou,$(bare eiou,shape_iou,piou)"
+    sweep bccd_nano 0 --set "loss_iou={'type':'iou','mode':'log'},nwd,$(bare nwd,wiou,mpdiou,focal_eiou)"
     sweep bccd_nano 0 --set "loss_obj=dice,ghmc,$IOU_TARGET"
     sweep bccd_nano 0,1,2,3,4 --set "loss_l1=$EARLY_L1"
     sweep bccd_nano 0,1 --set "loss_obj={'type':'varifocal','target':'iou'}"
@@ -138,6 +152,11 @@ train_digits() {
     sweep digits_stock 0,1 --set "loss_cls={'type':'bce','loss_weight':3.0}"
     sweep digits_stock 0 --set loss_cls=focal,varifocal,dice,ghmc
     sweep digits_stock 0 --set loss_iou=nwd
+}
+
+train_digits_scratch() {
+    digits
+    sweep digits_stock 0 --set "loss_iou=iou,giou,ciou,mpdiou,piou,wiou,$(bare giou,ciou,mpdiou)" exp_name digits_scratch
 }
 
 # What is committed of a set: the rows of its runs and of its comparison.

@@ -56,6 +56,18 @@ def test_a_weight_that_is_off_is_found(found):
     assert result.lines == [f"    self.loss_iou = {{'type': 'iou', 'loss_weight': {weight}}}"]
 
 
+def test_a_bare_box_loss_is_calibrated(found):
+    result = found("loss_iou.type", "giou", "loss_iou.preset", "paper")
+    _, chosen, last = result.trials
+    assert last.rows[0]["grad_box"] < chosen.rows[0]["grad_box"]  # at the start, where boxes are bad
+    assert result.lines == ["    self.loss_iou = 'giou'"]
+    bare, by_overlap = (
+        next(text for text in result.warnings if f"the {name} loss_iou giou" in text) for name in (CHOSEN, CALIBRATED)
+    )
+    assert "IoU 0.2 2.5 times" in bare and "IoU 0.9 0.56 times" in bare
+    assert "power 1 where stock's 1 - IoU**2 has power 2" in by_overlap
+
+
 def test_losses_that_fit_are_left_alone(found):
     result = found("loss_obj", "focal")
     assert [trial.name for trial in result.trials] == [STOCK, CHOSEN] and not result.lines
@@ -63,11 +75,11 @@ def test_losses_that_fit_are_left_alone(found):
 
 
 def test_what_is_known_to_go_wrong_is_said(found):
-    told = found("loss_obj.type", "bce", "loss_obj.target", "iou", "loss_iou", "ciou").warnings
+    told = found("loss_obj.type", "bce", "loss_obj.target", "iou", "loss_iou", "piou").warnings
     assert any("IoU squared" in text for text in told)
-    # 1 - IoU**2 has the slope 2 IoU: 0.4 at IoU 0.2, 1.8 at 0.9; CIoU has more than 1 and about 1.
-    power = next(text for text in told if "ciou" in text)
-    assert "IoU 0.2 3.4 times" in power and "IoU 0.9 0.57 times" in power
+    # 1 - IoU**2 has the slope 2 IoU: 0.4 at IoU 0.2, 1.8 at 0.9; PIoU as published has 2.2 and 0.8.
+    power = next(text for text in told if "piou" in text)
+    assert "IoU 0.2 2.2 times" in power and "IoU 0.9 0.82 times" in power
     assert not any("test_conf" in text for text in told)
     papers = ("loss_obj.type", "focal", "loss_obj.preset", "paper", "loss_obj.alpha", "0.9")
     told = found(*papers, "test_conf", "0.01", "basic_lr_per_img", "0.004", steps=24).warnings

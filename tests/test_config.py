@@ -55,7 +55,7 @@ def test_mmdetection_dicts_keep_their_meaning(term, theirs, ours):
 @pytest.mark.parametrize("term,name", [(term, name) for term, names in ylp.available_losses().items() for name in names])
 def test_every_loss_has_the_papers_preset(term, name):
     paper, default = resolve(term, dict(type=name, preset="paper")), resolve(term, name)
-    calibrated = name == "nwd" or (term in ("obj", "cls") and name != "bce")
+    calibrated = name not in ("bce", "iou") and not name.startswith("alpha") and term != "l1"
     assert default.get("preset") == ("calibrated" if calibrated else None)
     free = {"preset": None, "target": None, "constant": None}
     assert {**paper, **free} == {**default, **free}

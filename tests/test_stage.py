@@ -5,6 +5,7 @@ import json
 import os
 
 import pytest
+import reference
 import torch
 from conftest import make_batch, make_head, run_head
 from yolox.exp.default.yolox_nano import Exp as NanoExp
@@ -13,7 +14,7 @@ import yolox_loss_patch as ylp
 from yolox_loss_patch import build_loss
 from yolox_loss_patch.errors import ConfigError
 from yolox_loss_patch.patch import stage_of
-from yolox_loss_patch.stage import ElementWeights
+from yolox_loss_patch.stage import ElementWeights, build_term
 
 PLACE = {"iou": 1, "obj": 2, "cls": 3, "l1": 4}
 DEFAULT = {"obj": "bce", "cls": "bce", "iou": "iou", "l1": "l1"}
@@ -210,16 +211,70 @@ def test_a_calibrated_loss_starts_with_bces_pull_and_the_papers_without():
     assert pulls["paper"]["grad_obj_bg"] < pulls["bce"]["grad_obj_bg"] / 2000
 
 
-@pytest.mark.parametrize("term", ["obj", "cls"])
-@pytest.mark.parametrize("name", ["focal", "varifocal", "quality_focal"])
+SCORES = [(term, name) for term in ("obj", "cls") for name in ("focal", "varifocal", "quality_focal")]
+# the box losses of power 1; the others are iou itself, alpha_* of power 3, and nwd, which stands beside stock
+POWER_1 = [
+    *("giou", "diou", "ciou", "eiou", "focal_eiou", "siou", "wiou", "mpdiou", "shape_iou", "piou"),
+    *("inner_iou", "inner_giou", "inner_diou", "inner_ciou", "inner_eiou", "inner_siou"),
+]
+
+
+@pytest.mark.parametrize("term,name", [*SCORES, *(("iou", name) for name in POWER_1)])
 def test_the_papers_preset_is_the_formula(term, name):
     inputs = make_batch(batch=3, boxes=4)
     found, calls = run({f"loss_{term}": dict(type=name, preset="paper")}, inputs)
     call = calls[term]
-    expected = build_loss(term, name)(call["pred"], call["target"], avg_factor=call["avg_factor"])
-    assert torch.equal(found[PLACE[term]].detach(), expected)
+    facts = {"image_size": call["image_size"]} if "image_size" in call else {}
+    expected = build_loss(term, name)(call["pred"], call["target"], avg_factor=call["avg_factor"], **facts)
+    assert torch.equal(found[PLACE[term]].detach(), expected * (5 if term == "iou" else 1))
     calibrated = run({f"loss_{term}": name}, inputs)[0][PLACE[term]]
-    assert not torch.allclose(calibrated, expected)
+    assert not torch.allclose(calibrated, found[PLACE[term]])
+
+
+@pytest.mark.parametrize("name", POWER_1)
+def test_a_box_loss_of_power_1_is_weighed_by_the_overlap_of_each_box(name):
+    inputs = make_batch(batch=3, boxes=4)
+    got, calls = run({"loss_iou": name}, inputs)
+    call = calls["iou"]
+    facts = {"image_size": call["image_size"]} if "image_size" in call else {}
+    bare = build_loss("iou", name)(call["pred"], call["target"], reduction_override="none", **facts)
+    boxes = zip(call["pred"].tolist(), call["target"].tolist(), strict=True)
+    slope = torch.tensor([2 * reference.box_iou(*pair) for pair in boxes])
+    assert float(got[1]) == pytest.approx(5 * float((bare * slope).sum()) / call["avg_factor"], rel=1e-5)
+    twice, _ = run({"loss_iou": dict(type=name, loss_weight=2.0)}, inputs)
+    assert float(twice[1]) == pytest.approx(2 * float(got[1]), rel=1e-6)
+    weights = torch.linspace(0, 2, len(bare))
+    for shape in (weights, weights[:, None].expand(-1, 4)):
+        weighed, _ = run({"loss_iou": name}, inputs, lambda found, shape=shape: {"bbox_weights": shape})
+        assert float(weighed[1]) == pytest.approx(5 * float((bare * slope * weights).sum()) / call["avg_factor"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", POWER_1)
+def test_a_box_loss_of_power_1_pulls_as_yoloxs_own(name):
+    """Up to what its penalties add, and what its own focus moves between bad and good boxes."""
+    loss = build_term("iou", ylp.LossConfig(loss_iou=name).resolved()["iou"]).eval()
+    facts = {"image_size": (640, 640)} if name == "mpdiou" else {}
+    target = (100.0, 100.0, 40.0, 40.0)
+    for overlap in (0.9, 0.5, 0.2):
+        beside = [100 + 40 * (1 - overlap) / (1 + overlap), *target[1:]]
+        box = torch.tensor([beside], dtype=torch.float64, requires_grad=True)
+        value = loss(box, torch.tensor([target], dtype=torch.float64), reduction_override="sum", **facts)
+        (gradient,) = torch.autograd.grad(value, box)
+        (bare,) = reference.grad(getattr(reference, f"ref_{name}"), beside, target, indices=[0])
+        (stock,) = reference.grad(reference.ref_iou, beside, target, indices=[0])
+        assert float(gradient[0, 0]) == pytest.approx(2 * overlap * bare, rel=1e-6)
+        if name == "giou":  # whose penalty is flat for a box moved along an axis
+            assert float(gradient[0, 0]) == pytest.approx(stock, rel=1e-6)
+        elif name not in ("wiou", "piou", "focal_eiou"):
+            assert 0.99 < float(gradient[0, 0]) / stock < 1.5
+    apart = torch.tensor([[900.0, 100.0, 40.0, 40.0]], requires_grad=True)
+    loss(apart, torch.tensor([target]), reduction_override="sum", **facts).backward()
+    assert not apart.grad.any()
+
+
+def test_the_losses_of_power_1_are_those():
+    assert {name for name, row in ylp.LOSSES.rows["iou"].items() if row.by_overlap} == set(POWER_1)
+    assert not any(row.by_overlap for term in ("obj", "cls", "l1") for row in ylp.LOSSES.rows[term].values())
 
 
 def test_own_losses_have_no_preset(monkeypatch):

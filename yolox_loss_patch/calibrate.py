@@ -23,7 +23,7 @@ from .errors import ConfigError, RunError
 from .exp import load_exp
 from .patch import find_head, patch_model, stage_of, unpatch_model
 from .record import GRADIENT_COLUMNS, write_atomically
-from .registry import resolve
+from .registry import LOSSES, resolve
 from .stage import ElementWeights, build_term
 from .train import choose_device, configure, load_weights
 from .verify import fresh_optimizer
@@ -308,8 +308,10 @@ def _with_weights(specs: Mapping[str, Any], stock: Trial, last: Trial) -> dict[s
         wanted, pull = stock.pull(term), last.pull(term)
         if not wanted or not pull or 1 / _NEAR <= pull / wanted <= _NEAR:
             continue
-        if term == "iou" and _far(resolved) > 1 > _near(resolved):
-            continue  # harder on bad boxes and softer on good ones: a weight that fits the start would not fit the end
+        if term == "iou":
+            least, most = sorted((_far(resolved), _near(resolved)))
+            if least / _NEAR < 1 < most * _NEAR:
+                continue  # it fits at one end, on bad boxes or on good ones, or between: a weight for the start would not last
         weight = float(f"{resolved['loss_weight'] * wanted / pull:.2g}")
         found[f"loss_{term}"] = {**_as_dict(found[f"loss_{term}"]), "loss_weight": weight}
     return found
@@ -331,12 +333,22 @@ def _warnings(exp: Any, trials: Sequence[Trial]) -> Iterator[str]:
             "the objectness target is the IoU, and YOLOX's class targets carry the IoU too: the score, their product, is "
             "about IoU squared, so thresholds on it have to be lower"
         )
-    if "iou" in asked:
-        near, far = _near(asked["iou"]), _far(asked["iou"])
+    seen: list[dict[str, Any]] = []
+    for trial in trials[1:]:
+        box = _asked(trial.config).get("iou")
+        if box is None or box in seen:
+            continue
+        seen.append(box)
+        near, far = _near(box), _far(box)
         if not 1 / 1.5 <= far / max(near, 1e-9) <= 1.5:
             yield (
-                f"loss_iou {asked['iou']['type']} pulls boxes of IoU 0.2 {far:.2g} times as hard as stock's 1 - IoU**2, and "
-                f"boxes of IoU 0.9 {near:.2g} times: besides its formula it moves the effort between bad and good boxes"
+                f"the {trial.name} loss_iou {box['type']} pulls boxes of IoU 0.2 {far:.2g} times as hard as stock's 1 - IoU**2, "
+                f"and boxes of IoU 0.9 {near:.2g} times: besides its formula it moves the effort between bad and good boxes"
+            )
+        elif box.get("preset") == "calibrated" and LOSSES.get("iou", box["type"]).by_overlap:
+            yield (
+                f"the {trial.name} loss_iou {box['type']} has power 1 where stock's 1 - IoU**2 has power 2; it is trained by "
+                "overlap, each box times 2 IoU, which makes up for it. Bare, preset='paper', it pulls good boxes half as hard"
             )
     for term in asked:
         ratio = last.pull(term) / stock.pull(term) if stock.pull(term) else 1.0

@@ -23,6 +23,7 @@ class Loss:
         wants: facts of the batch that it asks the loss stage for.
         calibrated: whether the loss stage trains it as `Calibrated` unless its ``preset`` is ``paper``.
         beside: its share `Beside` YOLOX's own loss, where it cannot stand alone, unless its ``preset`` is ``paper``.
+        by_overlap: whether the loss stage trains it as `ByOverlap` unless its ``preset`` is ``paper``.
         published: settings that ``preset="paper"`` has otherwise than the defaults.
         own: False for a user's class, which checks its own knobs.
     """
@@ -36,13 +37,14 @@ class Loss:
     wants: tuple[str, ...] = ()
     calibrated: bool = False
     beside: float | None = None
+    by_overlap: bool = False
     published: Mapping[str, Any] = field(default_factory=dict)
     own: bool = True
 
     @property
     def has_presets(self) -> bool:
         """Whether the default is another than the paper's."""
-        return self.calibrated or self.beside is not None
+        return self.calibrated or self.by_overlap or self.beside is not None
 
 
 _HARD_OR_IOU = ("hard", "iou")
@@ -158,14 +160,18 @@ ROWS: tuple[tuple[tuple[str, ...], str, Loss], ...] = (
             "YOLOX 2107.08430, 1608.01471",
         ),
     ),
-    (("iou",), "giou", Loss(iou.giou, {}, "1 - IoU + (|C| - U)/|C|", "1902.09630")),
-    (("iou",), "diou", Loss(iou.diou, {}, "1 - IoU + rho2/c2", "1911.08287")),
-    (("iou",), "ciou", Loss(iou.ciou, {"gate": Knob(False)}, "1 - IoU + rho2/c2 + a v", "1911.08287, 2005.03572")),
-    (("iou",), "eiou", Loss(iou.eiou, {}, "1 - IoU + rho2/c2 + dw2/Cw2 + dh2/Ch2", "2101.08158")),
+    (("iou",), "giou", Loss(iou.giou, {}, "1 - IoU + (|C| - U)/|C|", "1902.09630", by_overlap=True)),
+    (("iou",), "diou", Loss(iou.diou, {}, "1 - IoU + rho2/c2", "1911.08287", by_overlap=True)),
+    (
+        ("iou",),
+        "ciou",
+        Loss(iou.ciou, {"gate": Knob(False)}, "1 - IoU + rho2/c2 + a v", "1911.08287, 2005.03572", by_overlap=True),
+    ),
+    (("iou",), "eiou", Loss(iou.eiou, {}, "1 - IoU + rho2/c2 + dw2/Cw2 + dh2/Ch2", "2101.08158", by_overlap=True)),
     (
         ("iou",),
         "focal_eiou",
-        Loss(iou.focal_eiou, {"gamma": Knob(0.5, low=0, open_low=True)}, "IoU^gamma EIoU", "2101.08158"),
+        Loss(iou.focal_eiou, {"gamma": Knob(0.5, low=0, open_low=True)}, "IoU^gamma EIoU", "2101.08158", by_overlap=True),
     ),
     (("iou",), "alpha_iou", Loss(iou.alpha_iou, _ALPHA, "1 - IoU^alpha", "2110.13675")),
     (("iou",), "alpha_giou", Loss(iou.alpha_giou, _ALPHA, "1 - IoU^alpha + ((|C| - U)/|C|)^alpha", "2110.13675")),
@@ -188,7 +194,13 @@ ROWS: tuple[tuple[tuple[str, ...], str, Loss], ...] = (
     (
         ("iou",),
         "siou",
-        Loss(iou.siou, {"theta": Knob(4.0, low=1)}, "1 - IoU + (distance by angle + shape^theta)/2", "2205.12740"),
+        Loss(
+            iou.siou,
+            {"theta": Knob(4.0, low=1)},
+            "1 - IoU + (distance by angle + shape^theta)/2",
+            "2205.12740",
+            by_overlap=True,
+        ),
     ),
     (
         ("iou",),
@@ -203,6 +215,7 @@ ROWS: tuple[tuple[tuple[str, ...], str, Loss], ...] = (
             },
             "w exp(rho2/c2) (1 - IoU); v1: w = 1, v2: sqrt(b), v3: b/(delta alpha^(b-delta)); b = (1-IoU)/mean",
             "2301.10051",
+            by_overlap=True,
         ),
     ),
     (
@@ -214,14 +227,15 @@ ROWS: tuple[tuple[tuple[str, ...], str, Loss], ...] = (
             "1 - IoU + (d_topleft2 + d_bottomright2)/(H2 + W2)",
             "2307.07662",
             wants=("image_size",),
+            by_overlap=True,
         ),
     ),
-    (("iou",), "inner_iou", Loss(iou.inner_iou, _RATIO, "1 - IoU_inner", "2311.02877")),
-    (("iou",), "inner_giou", Loss(iou.inner_giou, _RATIO, "GIoU + IoU - IoU_inner", "2311.02877")),
-    (("iou",), "inner_diou", Loss(iou.inner_diou, _RATIO, "DIoU + IoU - IoU_inner", "2311.02877")),
-    (("iou",), "inner_ciou", Loss(iou.inner_ciou, _RATIO, "CIoU + IoU - IoU_inner", "2311.02877")),
-    (("iou",), "inner_eiou", Loss(iou.inner_eiou, _RATIO, "EIoU + IoU - IoU_inner", "2311.02877")),
-    (("iou",), "inner_siou", Loss(iou.inner_siou, _RATIO, "SIoU + IoU - IoU_inner", "2311.02877")),
+    (("iou",), "inner_iou", Loss(iou.inner_iou, _RATIO, "1 - IoU_inner", "2311.02877", by_overlap=True)),
+    (("iou",), "inner_giou", Loss(iou.inner_giou, _RATIO, "GIoU + IoU - IoU_inner", "2311.02877", by_overlap=True)),
+    (("iou",), "inner_diou", Loss(iou.inner_diou, _RATIO, "DIoU + IoU - IoU_inner", "2311.02877", by_overlap=True)),
+    (("iou",), "inner_ciou", Loss(iou.inner_ciou, _RATIO, "CIoU + IoU - IoU_inner", "2311.02877", by_overlap=True)),
+    (("iou",), "inner_eiou", Loss(iou.inner_eiou, _RATIO, "EIoU + IoU - IoU_inner", "2311.02877", by_overlap=True)),
+    (("iou",), "inner_siou", Loss(iou.inner_siou, _RATIO, "SIoU + IoU - IoU_inner", "2311.02877", by_overlap=True)),
     (
         ("iou",),
         "shape_iou",
@@ -230,6 +244,7 @@ ROWS: tuple[tuple[tuple[str, ...], str, Loss], ...] = (
             {"scale": Knob(0.0, low=0)},
             "1 - IoU + (hh dx2 + ww dy2)/c2 + shape/2, weights by the target's shape^scale",
             "2312.17663",
+            by_overlap=True,
         ),
     ),
     (
@@ -240,6 +255,7 @@ ROWS: tuple[tuple[tuple[str, ...], str, Loss], ...] = (
             {"version": Knob(2, choices=(1, 2)), "lambda_": Knob(1.3, low=0, open_low=True)},
             "v1: 2 - IoU - exp(-P2); v2: 3 x exp(-x2) v1, x = lambda exp(-P)",
             "Powerful-IoU, Neural Networks 170 (2024)",
+            by_overlap=True,
         ),
     ),
     (

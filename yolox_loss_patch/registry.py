@@ -45,7 +45,9 @@ STAGE_KNOBS = ("preset", "target", "sampler", "avg_factor", "start_epoch")
 
 def _preset(term: str, loss: Loss) -> Knob:
     """The knob, with what its two words mean for this loss."""
-    if loss.beside is None:
+    if loss.by_overlap:
+        meaning = "calibrated: each box times 2 IoU, the slope of YOLOX's own 1 - IoU^2; paper: bare"
+    elif loss.beside is None:
         meaning = "calibrated: on the logit of the chance that its score stands for; paper: bare"
     else:
         stock = "YOLOX's 1 - IoU^2" if term == "iou" else "BCE"

@@ -15,7 +15,7 @@ from . import hosts
 from .assign import Assignment, Rule, fast_assign, host_assign
 from .config import LossConfig
 from .errors import ConfigError, NonFiniteError
-from .losses.calibration import Beside, Calibrated
+from .losses.calibration import Beside, ByOverlap, Calibrated
 from .losses.sampler import RandomSampler
 from .losses.state import number_of_ranks, sum_over_ranks
 from .losses.terms import TermLoss
@@ -122,9 +122,11 @@ def build_term(term: str, resolved: Mapping[str, Any]) -> Any:
     if resolved.get("preset") != "calibrated":
         return loss
     assert isinstance(loss, TermLoss)  # as all losses of the kit are
-    share = LOSSES.get(term, resolved["type"]).beside
-    if share is not None:
-        return Beside(loss, share)
+    row = LOSSES.get(term, resolved["type"])
+    if row.by_overlap:
+        return ByOverlap(loss)
+    if row.beside is not None:
+        return Beside(loss, row.beside)
     try:
         return Calibrated(loss)
     except ValueError as error:
