@@ -10,6 +10,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+os.environ.pop("PYTHONUNBUFFERED", None)  # what the tests start writes as it does for a user, in blocks when piped
 
 EXP = """
 from yolox.exp.default.yolox_nano import Exp as BaseExp

@@ -382,6 +382,7 @@ def test_a_patched_trainer_says_when_it_crashed_and_resumes_exactly(wheel, monke
 # Run in a checkout with losses.diff only: YOLOX's own trainer, which wants CUDA, is stopped where it has the model.
 LOSSES_ONLY = """
 import argparse
+import sys
 
 import torch
 import yolox.models
@@ -479,7 +480,7 @@ trainer.device = "cpu"
 try:
     trainer.before_train()
 except Reached:
-    print("reached")
+    print("reached", file=sys.__stdout__, flush=True)  # YOLOX's logger has taken sys.stdout, whose flush does nothing now
 """
 
 

@@ -155,7 +155,9 @@ class Training:
         # Looked up here and not when it was submitted: the cluster may have requeued the job since.
         resume = ["--resume"] if os.path.isfile(os.path.join(self.folder, "latest_ckpt.pth")) else []
         command = [sys.executable, "-m", "yolox_loss_patch", "train", *resume, *self.words]
-        environ = {**os.environ, **{key: value for key, value in self.environ.items() if value is not None}}
+        # Unbuffered: what it prints lies in the log at once and before the error it ends with, whose line `sweep` shows.
+        environ = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        environ.update({key: value for key, value in self.environ.items() if value is not None})
         for key, value in self.environ.items():
             if value is None:
                 environ.pop(key, None)
