@@ -6,12 +6,15 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
 from made_runs import make_data, make_run
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 from PIL import Image
 
 from yolox_loss_patch.compare import analyse
-from yolox_loss_patch.figures import DARK, LIGHT, _lines, _spread, image_rows, overview, panels, picture
+from yolox_loss_patch.figures import DARK, LIGHT, Picture, _lines, _spread, image_rows, overview, panels, picture
 from yolox_loss_patch.results import Result
 from yolox_loss_patch.statistics import Interval
 
@@ -122,6 +125,44 @@ def test_any_name_can_be_drawn(comparison, label, monkeypatch):
     forest, _, curves, *_ = panels(comparison)
     for panel in (forest, curves):
         assert pixels(picture(panel, DARK)).std() > 5
+
+
+def test_a_chinese_class_name_is_drawn_where_a_font_for_it_is_installed(tmp_path, monkeypatch):
+    """Without one every letter is the same square, so names of one length look the same."""
+    monkeypatch.setattr(fontManager, "ttflist", [font for font in fontManager.ttflist if font.name == "DejaVu Sans"])
+
+    def shown(name):
+        return Picture("truth", np.zeros((60, 80, 3), np.uint8), (((20.0, 20.0, 30.0, 30.0), name),), (name,)).jpeg()
+
+    assert shown("红细胞") == shown("白血球")
+    make_font(tmp_path / "font.ttf", "Noto Sans CJK SC", "红细胞白血球")
+    fontManager.addfont(tmp_path / "font.ttf")
+    assert shown("红细胞") != shown("白血球")
+
+
+def make_font(path, name, letters):
+    """A letter is a box, each higher than the one before."""
+    builder = FontBuilder(1000)
+    names = {ord(letter): f"letter{place}" for place, letter in enumerate(letters)}
+    glyphs = {".notdef": box(1)} | {glyph: box(100 * (place + 1)) for place, glyph in enumerate(names.values())}
+    builder.setupGlyphOrder(list(glyphs))
+    builder.setupCharacterMap(names)
+    builder.setupGlyf(glyphs)
+    builder.setupHorizontalMetrics(dict.fromkeys(glyphs, (1000, 0)))
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable({"familyName": name, "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(path)
+
+
+def box(height):
+    pen = TTGlyphPen(None)
+    pen.moveTo((100, 0))
+    for corner in ((100, height), (900, height), (900, 0)):
+        pen.lineTo(corner)
+    pen.closePath()
+    return pen.glyph()
 
 
 @pytest.mark.parametrize("width,most", [(19, 5), (54, 2)])

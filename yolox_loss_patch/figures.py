@@ -17,6 +17,7 @@ from matplotlib import rc_context, rcdefaults, rcParams
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -36,6 +37,12 @@ _SMALL = 8.5
 _KEY = 8.0
 _SIDE = 480  # pixels of the longer side of an image in the page
 _MARKERS = "osD^vPX<"
+# With Chinese, Japanese and Korean letters, which matplotlib's own font lacks: of Linux, Windows and macOS.
+_CJK_FONTS = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei",
+    "Droid Sans Fallback", "Microsoft YaHei", "SimHei", "Yu Gothic", "Malgun Gothic", "PingFang SC", "Hiragino Sans",
+    "Apple SD Gothic Neo", "Arial Unicode MS",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -581,8 +588,10 @@ def _alt(title: str, results: Sequence[Result], values: Sequence[float | None], 
 @contextmanager
 def _style(look: Look) -> Iterator[None]:
     """Matplotlib's settings of the kit, whatever the user's are."""
+    installed = {font.name for font in fontManager.ttflist}
     settings = {
-        "font.family": "DejaVu Sans",
+        # A letter is drawn in the first that has it; matplotlib logs a warning for each that is not installed.
+        "font.family": ["DejaVu Sans", *(name for name in _CJK_FONTS if name in installed)],
         "font.size": 9,
         "text.color": look.ink,
         "axes.edgecolor": look.dim,
@@ -598,7 +607,7 @@ def _style(look: Look) -> Iterator[None]:
     with rc_context(), warnings.catch_warnings():
         rcdefaults()
         rcParams.update(settings)
-        warnings.filterwarnings("ignore", message="Glyph")  # a name with a sign that the font lacks
+        warnings.filterwarnings("ignore", message="Glyph")  # a name with a letter that no font has
         yield
 
 
