@@ -1,6 +1,7 @@
 """The pictures: drawn for every kind of loss, and a simulation that shows what the papers say."""
 
 import pytest
+import torch
 
 from yolox_loss_patch import cli
 from yolox_loss_patch.plot import _element_wise, simulate
@@ -37,6 +38,26 @@ def test_a_wrong_picture_is_answered(words, answer, capsys, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     assert cli.main(["plot", *words]) == 2
     assert answer in capsys.readouterr().err
+
+
+def test_a_preset_is_drawn_as_it_is_trained():
+    """By overlap each box is pulled 2 IoU times as hard; a calibrated loss rests at the chance, a published focal does not."""
+    pred = torch.tensor([[10.0, 10.0, 2.0, 1.0], [10.4, 10.3, 2.0, 1.5]], dtype=torch.float64)
+    target = torch.tensor([[10.5, 10.0, 2.0, 1.0]], dtype=torch.float64).expand(2, 4)
+    shared = torch.tensor([1.5, 1.9 * 0.95], dtype=torch.float64)
+    iou = shared / (torch.tensor([2.0, 3.0], dtype=torch.float64) + 2 - shared)
+    for name in ("giou", "mpdiou"):
+        _, bare = _element_wise("iou", {"type": name})(pred, target)
+        _, paper = _element_wise("iou", {"type": name, "preset": "paper"})(pred, target)
+        _, trained = _element_wise("iou", {"type": name, "preset": "calibrated"})(pred, target)
+        assert torch.equal(bare, paper)
+        torch.testing.assert_close(trained, 2 * iou.unsqueeze(1) * bare)
+
+    score = torch.logit(torch.tensor([0.1], dtype=torch.float64))
+    for spec, chance in (({"type": "focal"}, 0.0078), ({"type": "focal", "preset": "calibrated"}, 0.1)):
+        loss = _element_wise("obj", spec)
+        up, down = (abs(float(loss(score, torch.full_like(score, target))[1])) for target in (1.0, 0.0))
+        assert down / (up + down) == pytest.approx(chance, rel=5e-3)
 
 
 def test_the_simulation_shows_what_the_diou_paper_says():

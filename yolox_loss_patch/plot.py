@@ -14,7 +14,8 @@ from torch import Tensor
 from .errors import ConfigError
 from .knobs import nearest
 from .losses.calibration import PRIOR
-from .registry import LOSSES, TERMS, build_loss
+from .registry import LOSSES, TERMS, build_loss, resolve
+from .stage import build_term
 
 _FORMATS = (".png", ".svg")
 # Facts that the loss stage would know; the boxes drawn here live in so small an image.
@@ -27,7 +28,10 @@ _STEPS = 200
 
 
 def plot(words: Sequence[str], out: str, regression: bool = False, points: int = 100) -> Path:
-    """Draw losses of one term into a PNG or SVG file: against probability, IoU or offset, or boxes finding home."""
+    """Draw losses of one term into a PNG or SVG file: against probability, IoU or offset, or boxes finding home.
+
+    Drawn are the formulas as published; with a preset, "{'type': 'giou', 'preset': 'calibrated'}", what is trained.
+    """
     path = Path(out)
     if path.suffix.lower() not in _FORMATS:
         raise ConfigError(f"--out is a file that ends in {' or '.join(_FORMATS)}; got {out!r}.")
@@ -35,7 +39,7 @@ def plot(words: Sequence[str], out: str, regression: bool = False, points: int =
         raise ConfigError(f"--points is at least 1; got {points}.")
     specs = [_spec(word) for word in words]
     term = _term([str(spec["type"]) for spec in specs], regression)
-    losses = {word: _element_wise(term, spec) for word, spec in zip(words, specs, strict=True)}
+    losses = {_label(spec): _element_wise(term, spec) for spec in specs}
 
     import matplotlib
 
@@ -79,6 +83,11 @@ def _spec(word: str) -> dict[str, Any]:
     return spec
 
 
+def _label(spec: dict[str, Any]) -> str:
+    knobs = ", ".join(f"{key}={value}" for key, value in spec.items() if key != "type")
+    return f"{spec['type']} ({knobs})" if knobs else str(spec["type"])
+
+
 def _term(names: list[str], regression: bool) -> str:
     """The term that all losses fill."""
     terms = ["iou"] if regression else list(TERMS)
@@ -97,7 +106,8 @@ def _element_wise(term: str, spec: dict[str, Any]) -> Any:
     """The loss of each element, with gradient."""
     if LOSSES.get(term, spec["type"]).whole_set:
         raise ConfigError(f"{spec['type']} is a loss of a whole set; there is no curve of one element.")
-    module = build_loss(term, spec).eval()  # a loss with a memory (wiou) is drawn as it is at the start
+    module = build_term(term, resolve(term, spec)) if "preset" in spec else build_loss(term, spec)
+    module.eval()  # a loss with a memory (wiou) is drawn as it is at the start
     wants = getattr(module, "wants", ())
     facts = {"image_size": _IMAGE} if "image_size" in wants else {}
 
