@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = {
     "which_loss": {
         "bccd_finetune": "Blood cells (BCCD), from a trained network",
-        "bccd_boxes": "Blood cells (BCCD), box losses, from another trained network",
+        "bccd_catalogue": "Blood cells (BCCD), from another trained network",
         "digits_finetune": "Digits, from a trained network",
         "digits_boxes": "Digits, box losses, from another trained network",
         "digits_newcls": "Digits, from a trained network, classes anew",
@@ -34,7 +34,7 @@ PAGES = {
 LIMITS = (-0.03, 0.03)
 TICKS = (-0.02, -0.01, 0, 0.01, 0.02)
 # A loss that is in both sets of a column is drawn as the latter has it.
-DRAWN = {"Blood cells (BCCD)": ("bccd_finetune", "bccd_boxes"), "Digits": ("digits_finetune", "digits_boxes")}
+DRAWN = {"Blood cells (BCCD)": ("bccd_finetune", "bccd_catalogue"), "Digits": ("digits_finetune", "digits_boxes")}
 TERMS = ("obj", "cls", "iou", "l1")
 HEADER = (
     "losses", "seeds", "AP", "difference to stock", "95% over seeds", "95% over images", "verdict",

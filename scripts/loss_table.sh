@@ -13,7 +13,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 command -v yolox-loss > /dev/null || PATH=$PWD/.venv/bin:$PATH
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} BCCD=${BCCD:-datasets/bccd}
 
-ALL=(bccd_finetune bccd_boxes digits_finetune digits_boxes digits_newcls digits_one bccd_one digits_one_multi digits_fixed bccd digits digits_scratch)
+ALL=(bccd_finetune bccd_catalogue digits_finetune digits_boxes digits_newcls digits_one bccd_one digits_one_multi digits_fixed bccd digits digits_scratch)
 sets=() flags=()
 while [ $# -gt 0 ] && [[ $1 != -* ]]; do
     [[ " ${ALL[*]} " = *" $1 "* ]] || { echo "There is no set '$1'. Choose of: $(IFS=, && echo "${ALL[*]}")." >&2; exit 2; }
@@ -73,9 +73,12 @@ train_bccd_finetune() {
     sweep bccd_finetune 0 -c $BCCD_START --set "loss_l1=$EARLY_L1"
 }
 
-train_bccd_boxes() {
+train_bccd_catalogue() {
     bccd_start
-    sweep bccd_finetune 0,1,2 -c $BCCD_START --set "loss_iou=iou,$POWER_1" exp_name bccd_boxes
+    sweep bccd_finetune 0,1,2 -c $BCCD_START --set "loss_iou=iou,$POWER_1,$OTHERS" exp_name bccd_catalogue
+    sweep bccd_finetune 0,1,2 -c $BCCD_START --set "loss_obj=$SCORES" exp_name bccd_catalogue
+    sweep bccd_finetune 0,1,2 -c $BCCD_START --set "loss_cls=$SCORES" exp_name bccd_catalogue
+    sweep bccd_finetune 0,1,2 -c $BCCD_START --set "loss_l1=$OFFSETS" exp_name bccd_catalogue
 }
 
 train_digits_finetune() {

@@ -107,4 +107,4 @@ def test_a_set_of_the_tables_by_itself_with_flags_for_its_sweeps(tmp_path):
 
 def test_a_set_that_is_none_is_answered():
     done = subprocess.run([ROOT / "scripts" / "loss_table.sh", "digits_two"], capture_output=True, text=True)
-    assert done.returncode == 2 and "There is no set 'digits_two'. Choose of: bccd_finetune,bccd_boxes," in done.stderr
+    assert done.returncode == 2 and "There is no set 'digits_two'. Choose of: bccd_finetune,bccd_catalogue," in done.stderr
