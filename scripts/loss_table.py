@@ -18,7 +18,7 @@ PAGES = {
         "bccd_finetune": "Blood cells (BCCD), from a trained network",
         "bccd_catalogue": "Blood cells (BCCD), from another trained network",
         "digits_finetune": "Digits, from a trained network",
-        "digits_boxes": "Digits, box losses, from another trained network",
+        "digits_catalogue": "Digits, from another trained network",
         "digits_newcls": "Digits, from a trained network, classes anew",
         "digits_one": "Digits, one class, one size, from a trained network",
         "bccd_one": "Blood cells (BCCD), one class, one size, from a trained network",
@@ -34,7 +34,7 @@ PAGES = {
 LIMITS = (-0.03, 0.03)
 TICKS = (-0.02, -0.01, 0, 0.01, 0.02)
 # A loss that is in both sets of a column is drawn as the latter has it.
-DRAWN = {"Blood cells (BCCD)": ("bccd_finetune", "bccd_catalogue"), "Digits": ("digits_finetune", "digits_boxes")}
+DRAWN = {"Blood cells (BCCD)": ("bccd_finetune", "bccd_catalogue"), "Digits": ("digits_finetune", "digits_catalogue")}
 TERMS = ("obj", "cls", "iou", "l1")
 HEADER = (
     "losses", "seeds", "AP", "difference to stock", "95% over seeds", "95% over images", "verdict",

@@ -13,7 +13,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 command -v yolox-loss > /dev/null || PATH=$PWD/.venv/bin:$PATH
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} BCCD=${BCCD:-datasets/bccd}
 
-ALL=(bccd_finetune bccd_catalogue digits_finetune digits_boxes digits_newcls digits_one bccd_one digits_one_multi digits_fixed bccd digits digits_scratch)
+ALL=(bccd_finetune bccd_catalogue digits_finetune digits_catalogue digits_newcls digits_one bccd_one digits_one_multi digits_fixed bccd digits digits_scratch)
 sets=() flags=()
 while [ $# -gt 0 ] && [[ $1 != -* ]]; do
     [[ " ${ALL[*]} " = *" $1 "* ]] || { echo "There is no set '$1'. Choose of: $(IFS=, && echo "${ALL[*]}")." >&2; exit 2; }
@@ -57,17 +57,20 @@ bccd_start() { blood_cells && sweep bccd_nano 100 -expn bccd_start max_epoch 90;
 DIGITS_START=YOLOX_outputs/digits_start-seed100/latest_ckpt.pth
 BCCD_START=YOLOX_outputs/bccd_start-seed100/latest_ckpt.pth
 
+# EXP, the trained network, box losses, and overrides: the whole catalogue.
 catalogue() {
-    sweep "$1" 0,1,2 -c "$2" --set "loss_iou=$(bare $POWER_1),$OTHERS"
-    sweep "$1" 0,1,2 -c "$2" --set "loss_obj=$SCORES"
-    sweep "$1" 0,1,2 -c "$2" --set "loss_cls=$SCORES"
-    sweep "$1" 0,1,2 -c "$2" --set "loss_l1=$OFFSETS"
+    local exp=$1 start=$2 boxes=$3
+    shift 3
+    sweep "$exp" 0,1,2 -c "$start" --set "loss_iou=$boxes,$OTHERS" "$@"
+    sweep "$exp" 0,1,2 -c "$start" --set "loss_obj=$SCORES" "$@"
+    sweep "$exp" 0,1,2 -c "$start" --set "loss_cls=$SCORES" "$@"
+    sweep "$exp" 0,1,2 -c "$start" --set "loss_l1=$OFFSETS" "$@"
 }
 
 train_bccd_finetune() {
     bccd_start
     sweep bccd_finetune 0,1,2,3,4 -c $BCCD_START --set "loss_obj=bce,$IOU_TARGET"
-    catalogue bccd_finetune $BCCD_START
+    catalogue bccd_finetune $BCCD_START "$(bare $POWER_1)"
     sweep bccd_finetune 3 -c $BCCD_START --set loss_obj=quality_focal
     sweep bccd_finetune 3 -c $BCCD_START --set "loss_iou=$(bare giou)"
     sweep bccd_finetune 0 -c $BCCD_START --set "loss_l1=$EARLY_L1"
@@ -75,25 +78,22 @@ train_bccd_finetune() {
 
 train_bccd_catalogue() {
     bccd_start
-    sweep bccd_finetune 0,1,2 -c $BCCD_START --set "loss_iou=iou,$POWER_1,$OTHERS" exp_name bccd_catalogue
-    sweep bccd_finetune 0,1,2 -c $BCCD_START --set "loss_obj=$SCORES" exp_name bccd_catalogue
-    sweep bccd_finetune 0,1,2 -c $BCCD_START --set "loss_cls=$SCORES" exp_name bccd_catalogue
-    sweep bccd_finetune 0,1,2 -c $BCCD_START --set "loss_l1=$OFFSETS" exp_name bccd_catalogue
+    catalogue bccd_finetune $BCCD_START iou,$POWER_1 exp_name bccd_catalogue
 }
 
 train_digits_finetune() {
     digits_start
     sweep digits_finetune 0,1,2,3,4,5,6,7,8,9 -c $DIGITS_START --set "loss_obj=bce,$IOU_TARGET"
-    catalogue digits_finetune $DIGITS_START
+    catalogue digits_finetune $DIGITS_START "$(bare $POWER_1)"
     sweep digits_finetune 0,1,2,3,4 -c $DIGITS_START --set "loss_l1=$EARLY_L1"
     sweep digits_finetune 0 -c $DIGITS_START --set "loss_l1={'type':'l1','start_epoch':1,'loss_weight':3.0}"
     sweep digits_finetune 0 -c $DIGITS_START --set "loss_iou=$BOX_WEIGHT"
     sweep digits_finetune 0 -c $DIGITS_START --set "loss_obj={'type':'varifocal','target':'iou'},{'type':'quality_focal','target':'iou'}"
 }
 
-train_digits_boxes() {
+train_digits_catalogue() {
     digits_start
-    sweep digits_finetune 0,1,2 -c $DIGITS_START --set "loss_iou=iou,$POWER_1" exp_name digits_boxes
+    catalogue digits_finetune $DIGITS_START iou,$POWER_1 exp_name digits_catalogue
 }
 
 train_digits_newcls() {
