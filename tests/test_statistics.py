@@ -96,6 +96,12 @@ def test_the_missing_seeds_have_ends():
     assert seed_difference(seeds(0.3, 0.3, 0.3), seeds(0.2, 0.2, 0.2)).more_seeds == 0
 
 
+def test_a_smaller_spread_never_needs_more_seeds():
+    """scipy's noncentral t has no number where the effect is some 38 standard errors."""
+    needed = [seeds_needed(float(spread)) for spread in np.geomspace(1e-6, 1.0, 500)]
+    assert needed == sorted(needed) and needed[0] == 2 and needed[-1] == 1000
+
+
 def test_unrest_is_the_spread_of_the_steps_and_not_the_rise():
     from yolox_loss_patch.statistics import unrest
 

@@ -125,8 +125,9 @@ def seeds_needed(spread: float, effect: float = EFFECT) -> int:
     while low < high:  # power grows with the number of seeds
         middle = (low + high) // 2
         bar = stats.t.ppf((1 + CONFIDENCE) / 2, middle - 1)
-        power = 1 - stats.nct.cdf(bar, middle - 1, effect / spread * math.sqrt(middle))
-        low, high = (low, middle) if power >= POWER else (middle + 1, high)
+        missed = stats.nct.cdf(bar, middle - 1, effect / spread * math.sqrt(middle))
+        # Asked this way round because scipy's value is NaN where the effect is far above the bar.
+        low, high = (middle + 1, high) if missed > 1 - POWER else (low, middle)
     return low
 
 
