@@ -120,6 +120,10 @@ def test_on_the_command_line(work, digits):
     assert "objectness, background" in done.stdout and "warning: the objectness target is the IoU" in done.stdout
     assert (work / "YOLOX_outputs" / "own" / "calibration.png").is_file()
     assert cli(work, "calibrate", "-f", "tiny.py", check=False).returncode == 2
+    lost = cli(work, *words, "-c", "nowhere.pth", check=False)  # as train takes it; it trained from random weights once
+    assert lost.returncode == 2 and "no checkpoint 'nowhere.pth'" in lost.stderr
+    named = cli(work, "calibrate", "-c", "yolox_nan", "loss_iou", "giou", check=False)  # as pixeltable-yolox takes it
+    assert named.returncode == 2 and "Did you mean 'yolox_nano'" in named.stderr
 
 
 def test_the_experiments_element_weights_are_for_the_chosen_losses(found, work):

@@ -172,12 +172,14 @@ def _plot(words: list[str]) -> None:
     print(plot(args.losses, args.out, regression=args.regression, points=args.points))
 
 
-def _experiment_parser(verb: str, description: str | None) -> argparse.ArgumentParser:
+def _experiment_parser(
+    verb: str, description: str | None, config: tuple[str, ...] = ("-c", "--config")
+) -> argparse.ArgumentParser:
     """The flags that name an experiment, as YOLOX spells them, without asking YOLOX, which may be missing."""
     parser = argparse.ArgumentParser(prog=f"yolox-loss {verb}", description=description)
     parser.add_argument("-f", "--exp_file", metavar="EXP_FILE", help="an experiment file")
-    names = ("-n", "--name", "-c", "--config")  # the latter two are pixeltable-yolox's, where it may be module:Class
-    parser.add_argument(*names, dest="name", help="one of YOLOX's models, such as yolox-s")
+    # ``config`` is pixeltable-yolox's, where it may be module:Class.
+    parser.add_argument("-n", "--name", *config, dest="name", help="one of YOLOX's models, such as yolox-s")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the experiment")
     return parser
 
@@ -205,13 +207,15 @@ def _verify(words: list[str]) -> None:
 def _calibrate(words: list[str]) -> None:
     from .calibrate import calibrate
 
-    parser = _experiment_parser("calibrate", (calibrate.__doc__ or "").splitlines()[0])
+    parser = _experiment_parser("calibrate", (calibrate.__doc__ or "").splitlines()[0], config=("--config",))
     parser.add_argument("--steps", type=int, default=48, help="steps of each training (48)")
     parser.add_argument("-b", "--batch-size", type=int, default=8, help="images a step (8)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help=_DEVICE)
-    parser.add_argument("--ckpt", help="a checkpoint to start from, as for fine-tuning")
+    parser.add_argument("-c", "--ckpt", help="a checkpoint to start from, as for fine-tuning")
     parser.add_argument("--out", help="folder for calibration.png and .csv (default: the folder of the experiment's run)")
     args = parser.parse_args(words)
+    if args.exp_file is None and args.name is None:  # -c is YOLOX's checkpoint and pixeltable-yolox's experiment
+        args.name, args.ckpt = args.ckpt, None
     print(calibrate(args.exp_file, args.name, args.opts, steps=args.steps, batch_size=args.batch_size, device=args.device,
                     ckpt=args.ckpt, out=args.out))  # fmt: skip
 
