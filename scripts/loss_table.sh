@@ -79,6 +79,8 @@ train_bccd_finetune() {
 train_bccd_catalogue() {
     bccd_start
     catalogue bccd_finetune $BCCD_START iou,$POWER_1 exp_name bccd_catalogue
+    sweep bccd_finetune 3,4 -c $BCCD_START --set loss_iou=iou exp_name bccd_catalogue
+    sweep bccd_finetune 3,4 -c $BCCD_START --set loss_cls=dice,tversky exp_name bccd_catalogue
 }
 
 train_digits_finetune() {
@@ -94,6 +96,10 @@ train_digits_finetune() {
 train_digits_catalogue() {
     digits_start
     catalogue digits_finetune $DIGITS_START iou,$POWER_1 exp_name digits_catalogue
+    sweep digits_finetune 3,4 -c $DIGITS_START --set loss_iou=iou exp_name digits_catalogue
+    sweep digits_finetune 3,4 -c $DIGITS_START --set loss_obj=varifocal exp_name digits_catalogue
+    sweep digits_finetune 3,4 -c $DIGITS_START --set loss_cls=quality_focal exp_name digits_catalogue
+    sweep digits_finetune 0,1,2,3,4 -c $DIGITS_START --set "loss_obj={'type':'varifocal','loss_weight':0.58}" exp_name digits_catalogue
 }
 
 train_digits_newcls() {
