@@ -185,7 +185,7 @@ def test_many_groups_stay_readable(data, tmp_path):
     comparison = analyse([str(tmp_path / "*")])
     rows = table(comparison, "What differs")
     assert rows["iou giou"] == {"other than stock's": "loss_iou giou, loss_iou.preset calibrated"}
-    assert rows["iou siou"] == {"other than stock's": "loss_iou siou, loss_iou.theta 4.0"}
+    assert rows["iou siou"] == {"other than stock's": "loss_iou siou, loss_iou.preset calibrated, loss_iou.theta 4.0"}
     assert list(rows) == [result.label for result in comparison.results[1:]]
     shown = {side[0] for one in comparison.pictures for side in one.sides}
     gaps = {one.group.runs[0].name: abs(one.difference.mean) for one in comparison.results[1:]}
