@@ -1,4 +1,4 @@
-"""YOLOX-s with focal loss for objectness, calibrated: it starts with the pull of BCE and scores mean what they meant."""
+"""YOLOX-s with focal loss for objectness, calibrated: it pulls as hard as BCE in all and scores mean what they meant."""
 
 from yolox.exp.default.yolox_s import Exp as BaseExp
 

@@ -53,7 +53,7 @@ def own_logit(chance, up, down):
 def test_value_and_pull(spec, up, down):
     knobs = {key: value for key, value in spec.items() if key != "type"}
     paper = getattr(reference, f"ref_{spec['type']}")
-    calibrated = Calibrated(build_loss("obj", spec))
+    calibrated = Calibrated(build_loss("obj", spec)).eval()  # the unit of the start, whatever the batch
 
     def bend(chance):
         step = 1e-4
@@ -78,7 +78,7 @@ def test_value_and_pull(spec, up, down):
 @pytest.mark.parametrize("spec,up,down", LOSSES)
 @pytest.mark.parametrize("chance", CHANCES)
 def test_it_is_smallest_where_the_score_is_the_chance(spec, up, down, chance):
-    loss = Calibrated(build_loss("obj", spec))
+    loss = Calibrated(build_loss("obj", spec)).eval()
 
     def expected(x):
         logits = torch.full((2,), x, dtype=torch.float64)
@@ -113,10 +113,100 @@ def test_finite_and_monotone_at_any_logit(spec, dtype):
 
 def test_the_arguments_of_a_loss_module_reach_the_loss():
     x, target = torch.tensor([-2.0, 0.5, 3.0]), torch.tensor([0.0, 1.0, 0.0])
-    loss = Calibrated(build_loss("obj", dict(type="focal", loss_weight=3.0)))
-    elements = Calibrated(build_loss("obj", "focal"))(x, target, reduction_override="none")
+    loss = Calibrated(build_loss("obj", dict(type="focal", loss_weight=3.0))).eval()
+    elements = Calibrated(build_loss("obj", "focal")).eval()(x, target, reduction_override="none")
     weight = torch.tensor([1.0, 2.0, 0.0])
     assert torch.allclose(loss(x, target, weight=weight, avg_factor=5.0), 3 * (elements * weight).sum() / 5)
+
+
+SPECS = [row[0] for row in LOSSES] + [dict(type="focal", alpha=0.75, gamma=2.0), dict(type="varifocal", alpha=0.5, gamma=1.0)]
+
+
+def anchors(scores, share, generator):
+    """Logits of 3,000 anchors around these scores, a share of them foreground."""
+    centre = torch.tensor([logit(score) for score in scores], dtype=torch.float64).repeat(3000 // len(scores))
+    x = centre + 0.5 * torch.randn(len(centre), generator=generator, dtype=torch.float64)
+    return x, (torch.rand(len(x), generator=generator, dtype=torch.float64) < share).double()
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize(
+    "scores,share", [((0.01,), 0.01), ((0.01, 0.3), 0.1), ((0.02, 0.7, 0.95), 0.5), ((0.5,), 1.0), ((0.9,), 0.0)]
+)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_in_training_it_pulls_as_hard_in_all_as_bce(spec, scores, share, weighted):
+    """At the start, where all scores are 0.01, as where objects are found: the defect was 1.7 times BCE's pull there."""
+    generator = torch.Generator().manual_seed(0)
+    x, target = anchors(scores, share, generator)
+    weight = torch.rand(len(x), generator=generator, dtype=torch.float64) if weighted else None
+    x.requires_grad_()
+    for avg_factor in (None, 7.0):
+        pulls = []
+        for loss in (build_loss("obj", "bce"), Calibrated(build_loss("obj", spec))):
+            (gradient,) = torch.autograd.grad(loss(x, target, weight, avg_factor), x)
+            pulls.append(float(gradient.abs().sum()))
+        assert pulls[1] == pytest.approx(pulls[0], rel=5e-3)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_unit_weighs_anchors_against_each_other_as_the_paper_does(spec):
+    """Only the sum is BCE's; one anchor's pull stands to another's as in the formula."""
+    x, target = anchors((0.01, 0.3, 0.9), 0.4, torch.Generator().manual_seed(1))
+    gradients = []
+    for loss in (Calibrated(build_loss("obj", spec)), Calibrated(build_loss("obj", spec)).eval()):
+        x = x.detach().requires_grad_()
+        gradients.append(torch.autograd.grad(loss(x, target), x)[0])
+    ratio = gradients[0] / gradients[1]
+    assert torch.allclose(ratio, ratio[0], rtol=1e-9)
+    assert float(ratio[0]) != pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("chance", [0.01, 0.3, 0.9])
+def test_in_training_it_rests_where_the_score_is_the_chance(spec, chance):
+    x = torch.full((1000,), logit(chance), dtype=torch.float64, requires_grad=True)
+    target = (torch.arange(1000) < round(1000 * chance)).double()
+    (gradient,) = torch.autograd.grad(Calibrated(build_loss("obj", spec))(x, target, reduction_override="sum"), x)
+    assert abs(float(gradient.sum())) < 0.02 * float(gradient.abs().sum())
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_soft_targets_have_a_unit_between_the_curves_ends(spec):
+    """The unit is no ratio of pulls there: a loss that fits would have none left, and would be divided by next to nothing."""
+    loss = Calibrated(build_loss("obj", spec))
+    x, _ = anchors((0.01, 0.3, 0.9), 0.0, torch.Generator().manual_seed(2))
+    x.requires_grad_()
+    for target in (x.detach().sigmoid(), x.detach().sigmoid() * 0.9, torch.rand(len(x), dtype=torch.float64)):
+        value = loss(x, target, reduction_override="sum")
+        (gradient,) = torch.autograd.grad(value, x)
+        assert value.isfinite() and gradient.isfinite().all()
+        ratio = float(value.detach() / loss.loss(_own_logits(loss, x), target, reduction_override="sum").detach())
+        assert 1 / float(loss.pulls.max()) <= ratio <= 1 / float(loss.pulls.min())
+
+
+def _own_logits(loss, x):
+    place = ((x.detach() - loss.start) / 0.01).long()
+    return loss.curve[place] + (loss.curve[place + 1] - loss.curve[place]) * ((x.detach() - loss.start) / 0.01 - place)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_nothing_to_pull_is_no_nan(reduction):
+    loss = Calibrated(build_loss("obj", "varifocal"))
+    for x, target in ((torch.zeros(0), torch.zeros(0)), (torch.tensor([90.0, -90.0]), torch.tensor([1.0, 0.0]))):
+        x.requires_grad_()
+        value = loss(x, target, reduction_override=reduction)
+        value.sum().backward()
+        assert value.isfinite().all() and x.grad.isfinite().all()
+    x = torch.tensor([0.3, -2.0], requires_grad=True)
+    loss(x, torch.tensor([1.0, 0.0]), torch.zeros(2)).backward()
+    assert not x.grad.any()
+
+
+def test_a_diverged_network_has_a_loss_of_nan():
+    """As with BCE; it was an IndexError, as NaN has no place on the curve."""
+    loss = Calibrated(build_loss("obj", "focal"))
+    for bad in (math.nan, math.inf, -math.inf):
+        assert not loss(torch.tensor([bad, 0.0]), torch.tensor([0.0 if bad > 0 else 1.0, 0.0])).isfinite()
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0])

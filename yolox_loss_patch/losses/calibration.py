@@ -5,7 +5,7 @@ and the prior that its biases start from. BCE is smallest where the score is tha
 are smallest somewhere else: focal(0.25, 2) says 0.1 where the chance is 0.01, and YOLOX's start at 0.01 leaves its
 background 4,460 times less gradient than BCE's. Which probability a score stands for can be read off the loss, where
 its pulls on foreground and background cancel (2011.09172 does so for focal loss). With that the loss is trained on a
-logit that means what BCE's means, and weighed by its pull at YOLOX's start.
+logit that means what BCE's means, and pulls as hard in all as BCE would.
 
 Some losses cannot stand alone in YOLOX. A loss of a whole set (Dice, Tversky, GHM-C) has no such probability: where an
 anchor comes to rest depends on all the others. Dice sends every score to 0 or 1, GHM-C all of them to about 1/2. Beside
@@ -41,7 +41,7 @@ class _Interpolate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, values: Tensor, start: float) -> Tensor:
         place = (logits - start) / _STEP
-        index = place.floor().clamp_(0, len(values) - 2).long()
+        index = place.long().clamp_(0, len(values) - 2)  # NaN has no place; it becomes one of the ends, and the result NaN
         left = values[index]
         rise = values[index + 1] - left
         ctx.save_for_backward(rise)
@@ -59,10 +59,14 @@ class Calibrated(nn.Module):
 
     Let ``g1(z)`` and ``g0(z)`` be how hard the loss pulls up at target 1 and down at target 0. With a chance p of
     foreground they cancel at ``p g1 = (1 - p) g0``, so the loss's logit z stands for the probability's logit
-    ``x(z) = log g0(z) - log g1(z)``. The loss here is ``loss(z(x)) / u``, with u the pull of both together at YOLOX's
-    prior, ``g0 dz/dx + g1 dz/dx`` at p = 0.01, which is 1 for BCE. Of BCE nothing changes.
+    ``x(z) = log g0(z) - log g1(z)``. Written in x the loss is BCE with a weight that depends on p alone, the pull of both
+    together, ``w(p) = (g0 + g1) dz/dx``: at target t its gradient is ``w(p) (p - t)``.
 
-    On soft targets (the IoU of the matched box) the same curve is used.
+    The loss here is ``loss(z(x)) / u``, with u the mean of w over the anchors at hand, each counted by how hard BCE pulls
+    it, ``|p - t|``. So the loss pulls as hard in all as BCE does, at the start as in the end, and what it makes of
+    YOLOX is another spread over the anchors. Of BCE nothing changes. In eval mode u is w at YOLOX's prior, p = 0.01.
+
+    On soft targets (the IoU of the matched box) the same curves are used.
 
     Args:
         loss: an element-wise loss. Its ``loss_weight`` multiplies the result.
@@ -84,18 +88,39 @@ class Calibrated(nn.Module):
         grid = torch.arange(start, end, _STEP, dtype=torch.float64)
         place = torch.searchsorted(means, grid).clamp(1, len(means) - 1)
         self.start = start
-        # No buffer: a stage is no part of the model, so nobody moves it to a device.
+        # No buffers: a stage is no part of the model, so nobody moves it to a device.
         self.curve = logits[place - 1] + (grid - means[place - 1]) * (_STEP / steps[place - 1])
-        prior = torch.logit(torch.tensor(PRIOR, dtype=torch.float64))
-        at = int(torch.searchsorted(means, prior))
-        self.pull = float((up[at] + down[at]) * _STEP / steps[at - 1])
+        both = up + down
+        self.pulls = (both[place - 1] + both[place]) / 2 * (_STEP / steps[place - 1])
+        self.pull = float(self.pulls[self._place(torch.logit(torch.tensor(PRIOR, dtype=torch.float64)))])
 
-    def forward(self, pred: Tensor, target: Tensor, **facts: Any) -> Tensor:
-        """The loss of logits ``pred``, any shape, against a ``target`` of that shape; as `TermLoss.forward`."""
+    def forward(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        avg_factor: float | Tensor | None = None,
+        reduction_override: str | None = None,
+        **facts: Any,
+    ) -> Tensor:
+        """The loss of logits ``pred``, any shape, against a ``target`` of that shape, called as `TermLoss.forward`."""
         pred, target = upcast(pred, target)
-        self.curve = self.curve.to(pred)  # from then on it is where the logits are
-        value: Tensor = self.loss(_Interpolate.apply(pred, self.curve, self.start), target, **facts)
-        return value / self.pull
+        self.curve, self.pulls = self.curve.to(pred), self.pulls.to(pred)  # from then on they are where the logits are
+        own = _Interpolate.apply(pred, self.curve, self.start)
+        value: Tensor = self.loss(own, target, weight, avg_factor, reduction_override, **facts)
+        return value / (self._unit(pred.detach(), target.detach(), weight) if self.training else self.pull)
+
+    def _unit(self, pred: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+        """How hard the loss pulls at these anchors, in units of BCE's pull."""
+        error = (pred.sigmoid() - target).abs_()
+        if weight is not None:
+            error *= self.loss.fit(weight, error)
+        nothing = 1e-20  # where there is nothing to pull, the unit is that of the start
+        return ((self.pulls[self._place(pred)] * error).sum() + nothing * self.pull) / (error.sum() + nothing)
+
+    def _place(self, pred: Tensor) -> Tensor:
+        """Where on the curves these logits lie."""
+        return ((pred - self.start) / _STEP).long().clamp_(0, len(self.pulls) - 1)
 
 
 class Beside(nn.Module):

@@ -124,10 +124,10 @@ class TermLoss(nn.Module):
         """The weighted loss before its reduction."""
         knobs = {**facts, **self._given}
         if self.whole_set:
-            weight = None if weight is None else self._fit(weight, pred).expand_as(pred)
+            weight = None if weight is None else self.fit(weight, pred).expand_as(pred)
             return self.kernel(pred, target, weight, **knobs)
         loss = self.kernel(pred, target, **knobs)
-        return loss if weight is None else loss * self._fit(weight, loss)
+        return loss if weight is None else loss * self.fit(weight, loss)
 
     def running_state(self) -> dict[str, Tensor]:
         """What the loss has learnt from the batches so far; empty for most losses."""
@@ -138,7 +138,7 @@ class TermLoss(nn.Module):
         if isinstance(self.kernel, RunningKernel):
             self.kernel.load_running_state(state)
 
-    def _fit(self, weight: Tensor, loss: Tensor) -> Tensor:
+    def fit(self, weight: Tensor, loss: Tensor) -> Tensor:
         """The weight in the shape of the element-wise loss."""
         weight = weight.to(loss.dtype)
         if weight.shape == loss.shape:
