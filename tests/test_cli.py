@@ -47,6 +47,8 @@ WRONG = [
     (["train", "-n", "yolox-nano", "--device", "cpu", "-e", "3"], ["-e 3", "needs --resume"]),
     (["eval", "-n", "yolox-nano", "--device", "cpu", "-c", "nowhere.pth"], ["no checkpoint 'nowhere.pth'"]),
     (["eval", "-n", "yolox-nano", "--trt", "--fuse", "--speed", "-d", "7"], ["leave out --trt, --fuse, --speed, -d"]),
+    (["doctor", "-f", "x.py", "-c", "x.pth"], ["doctor takes no checkpoint", "leave out x.pth"]),
+    (["verify", "-f", "x.py", "-c", "x.pth"], ["verify takes no checkpoint", "leave out x.pth"]),
 ]
 
 

@@ -184,11 +184,19 @@ def _experiment_parser(
     return parser
 
 
+def _parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+    """The arguments of a command that starts from the experiment's own weights."""
+    args = parser.parse_args(words)
+    if args.exp_file is not None and (args.name or "").endswith((".pth", ".pt", ".tar")):
+        raise ConfigError(f"{parser.prog} takes no checkpoint (-c is pixeltable-yolox's --config here); leave out {args.name}.")
+    return args
+
+
 def _doctor(words: list[str]) -> None:
     from .doctor import doctor, report
 
     parser = _experiment_parser("doctor", "What is installed, the experiment and its data, and what to do about it.")
-    args = parser.parse_args(words)
+    args = _parsed(parser, words)
     report(doctor(args.exp_file, args.name, args.opts))
 
 
@@ -200,7 +208,7 @@ def _verify(words: list[str]) -> None:
     parser.add_argument("--steps", type=int, default=50, help="training steps (50)")
     parser.add_argument("-b", "--batch-size", type=int, default=2, help="images a step (2)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help=_DEVICE)
-    args = parser.parse_args(words)
+    args = _parsed(parser, words)
     report(verify(args.exp_file, args.name, args.opts, steps=args.steps, batch_size=args.batch_size, device=args.device))
 
 
