@@ -128,7 +128,8 @@ def build_term(term: str, resolved: Mapping[str, Any]) -> Any:
     if row.beside is not None:
         return Beside(loss, row.beside)
     try:
-        return Calibrated(loss)
+        # Where each anchor of all ranks counts the same, the unit is that of all of them.
+        return Calibrated(loss, over_ranks=resolved.get("avg_factor") == "global")
     except ValueError as error:
         raise ConfigError(
             f"loss_{term}: {resolved['type']} cannot be calibrated with these knobs, as {error}. Write preset='paper' to "

@@ -5,6 +5,8 @@ import math
 import pytest
 import reference
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from scipy.optimize import brentq, minimize_scalar
 
 from yolox_loss_patch import build_loss
@@ -159,6 +161,37 @@ def test_the_unit_weighs_anchors_against_each_other_as_the_paper_does(spec):
     ratio = gradients[0] / gradients[1]
     assert torch.allclose(ratio, ratio[0], rtol=1e-9)
     assert float(ratio[0]) != pytest.approx(1, abs=0.02)
+
+
+RANKS = [((0.01, 0.3), 0.1), ((0.02, 0.9), 0.5)]  # what each of two ranks has: little is found, all is found
+
+
+def _rank(rank, port, out):
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    found = {}
+    for over_ranks in (True, False):
+        x, target = anchors(*RANKS[rank], torch.Generator().manual_seed(rank))
+        loss = Calibrated(build_loss("obj", "varifocal"), over_ranks=over_ranks)
+        (found[over_ranks],) = torch.autograd.grad(loss(x.requires_grad_(), target, reduction_override="sum"), x)
+    torch.save(found, f"{out}/{rank}.pth")
+    dist.destroy_process_group()
+
+
+def test_over_ranks_the_anchors_of_all_have_one_unit(tmp_path):
+    """What one process makes of all anchors; by itself, as with YOLOX's own normaliser, each rank has its own unit."""
+    mp.spawn(_rank, args=(29900 + torch.randint(0, 400, ()).item(), str(tmp_path)), nprocs=2)
+    parts = [anchors(*scene, torch.Generator().manual_seed(rank)) for rank, scene in enumerate(RANKS)]
+
+    def pull(x, target):
+        loss = Calibrated(build_loss("obj", "varifocal"))
+        return torch.autograd.grad(loss(x.requires_grad_(), target, reduction_override="sum"), x)[0]
+
+    together = pull(*(torch.cat(part) for part in zip(*parts, strict=True))).split(3000)
+    for rank, (x, target) in enumerate(parts):
+        found = torch.load(tmp_path / f"{rank}.pth")
+        assert torch.allclose(found[True], together[rank], rtol=1e-12)
+        assert torch.allclose(found[False], pull(x, target), rtol=1e-12)
+        assert not torch.allclose(found[True], found[False], rtol=0.05)
 
 
 @pytest.mark.parametrize("spec", SPECS)

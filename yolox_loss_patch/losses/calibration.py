@@ -27,6 +27,7 @@ from torch.autograd.function import once_differentiable
 
 from . import focal, iou
 from .boxes import overlap, upcast
+from .state import sum_over_ranks
 from .terms import TermLoss
 
 #: YOLOX's own prior: the probability of foreground that its heads start from.
@@ -70,14 +71,16 @@ class Calibrated(nn.Module):
 
     Args:
         loss: an element-wise loss. Its ``loss_weight`` multiplies the result.
+        over_ranks: the anchors at hand are those of all processes of a distributed run, not this one's only; every rank
+            has to call the loss once a step.
 
     Raises:
         ValueError: the pulls have no such curve: one is 0, or the loss's score falls where the chance rises.
     """
 
-    def __init__(self, loss: TermLoss) -> None:
+    def __init__(self, loss: TermLoss, over_ranks: bool = False) -> None:
         super().__init__()
-        self.loss = loss
+        self.loss, self.over_ranks = loss, over_ranks
         logits = torch.arange(-_REACH, _REACH + _STEP / 2, _STEP, dtype=torch.float64)
         up, down = (_pull(loss, logits, target) for target in (1.0, 0.0))
         means = down.log() - up.log()
@@ -115,8 +118,11 @@ class Calibrated(nn.Module):
         error = (pred.sigmoid() - target).abs_()
         if weight is not None:
             error *= self.loss.fit(weight, error)
+        own, bce = (self.pulls[self._place(pred)] * error).sum(), error.sum()
+        if self.over_ranks:
+            own, bce = sum_over_ranks(torch.stack([own, bce]))
         nothing = 1e-20  # where there is nothing to pull, the unit is that of the start
-        return ((self.pulls[self._place(pred)] * error).sum() + nothing * self.pull) / (error.sum() + nothing)
+        return (own + nothing * self.pull) / (bce + nothing)
 
     def _place(self, pred: Tensor) -> Tensor:
         """Where on the curves these logits lie."""
