@@ -1,4 +1,4 @@
-"""digits_stock.py with two losses swapped: varifocal objectness that learns the IoU, CIoU for the boxes.
+"""digits_stock.py with two losses swapped: varifocal for objectness, CIoU for the boxes.
 
     python scripts/make_digits.py
     python -m yolox_loss_patch train -f exps/digits_varifocal_ciou.py -b 8

@@ -55,7 +55,23 @@ class _Interpolate(torch.autograd.Function):
         return gradient * rise / _STEP, None, None
 
 
-class Calibrated(nn.Module):
+class _Around(nn.Module):
+    """What is around a loss: it wants what the loss wants, and has the loss's running state."""
+
+    def __init__(self, loss: TermLoss) -> None:
+        super().__init__()
+        self.loss, self.wants = loss, loss.wants
+
+    def running_state(self) -> dict[str, Tensor]:
+        """What the loss has learnt from the batches so far."""
+        return self.loss.running_state()
+
+    def load_running_state(self, state: dict[str, Tensor]) -> None:
+        """Go on from a `running_state`."""
+        self.loss.load_running_state(state)
+
+
+class Calibrated(_Around):
     """A loss of logits, trained on logits whose sigmoid is the chance of foreground that the loss stands for.
 
     Let ``g1(z)`` and ``g0(z)`` be how hard the loss pulls up at target 1 and down at target 0. With a chance p of
@@ -79,8 +95,8 @@ class Calibrated(nn.Module):
     """
 
     def __init__(self, loss: TermLoss, over_ranks: bool = False) -> None:
-        super().__init__()
-        self.loss, self.over_ranks = loss, over_ranks
+        super().__init__(loss)
+        self.over_ranks = over_ranks
         logits = torch.arange(-_REACH, _REACH + _STEP / 2, _STEP, dtype=torch.float64)
         up, down = (_pull(loss, logits, target) for target in (1.0, 0.0))
         means = down.log() - up.log()
@@ -129,7 +145,7 @@ class Calibrated(nn.Module):
         return ((pred - self.start) / _STEP).long().clamp_(0, len(self.pulls) - 1)
 
 
-class Beside(nn.Module):
+class Beside(_Around):
     """A loss and YOLOX's own of that term, added: ``loss_weight * (stock + share * loss)``.
 
     Args:
@@ -138,8 +154,8 @@ class Beside(nn.Module):
     """
 
     def __init__(self, loss: TermLoss, share: float) -> None:
-        super().__init__()
-        self.loss, self.wants, self.share = loss, loss.wants, share
+        super().__init__(loss)
+        self.share = share
         name, kernel = ("iou", iou.iou) if loss.term == "iou" else ("bce", focal.bce)
         self.stock = TermLoss(loss.term, name, kernel, loss_weight=loss.loss_weight, reduction=loss.reduction)
 
@@ -158,16 +174,8 @@ class Beside(nn.Module):
         value: Tensor = self.loss(pred, target, weight, own, reduction_override, **facts)
         return stock + self.share * value
 
-    def running_state(self) -> dict[str, Tensor]:
-        """What the loss has learnt from the batches so far."""
-        return self.loss.running_state()
 
-    def load_running_state(self, state: dict[str, Tensor]) -> None:
-        """Go on from a `running_state`."""
-        self.loss.load_running_state(state)
-
-
-class ByOverlap(nn.Module):
+class ByOverlap(_Around):
     """A box loss of power 1 with the pull of YOLOX's own: each box times ``2 IoU``, detached.
 
     Its ``1 - IoU`` then has the gradient of ``1 - IoU**2``, and its penalties stand to that as they did. As with YOLOX's
@@ -176,10 +184,6 @@ class ByOverlap(nn.Module):
     Args:
         loss: an element-wise box loss. Its ``loss_weight`` multiplies the result.
     """
-
-    def __init__(self, loss: TermLoss) -> None:
-        super().__init__()
-        self.loss, self.wants = loss, loss.wants
 
     def forward(
         self,
@@ -197,14 +201,6 @@ class ByOverlap(nn.Module):
                 slope *= weight.mean(1) if weight.dim() == 2 else weight
         value: Tensor = self.loss(pred, target, slope, avg_factor, reduction_override, **facts)
         return value
-
-    def running_state(self) -> dict[str, Tensor]:
-        """What the loss has learnt from the batches so far."""
-        return self.loss.running_state()
-
-    def load_running_state(self, state: dict[str, Tensor]) -> None:
-        """Go on from a `running_state`."""
-        self.loss.load_running_state(state)
 
 
 def _pull(loss: TermLoss, logits: Tensor, target: float) -> Tensor:
