@@ -19,6 +19,7 @@ PAGES = {
         "bccd_catalogue": "Blood cells (BCCD), from another trained network",
         "digits_finetune": "Digits, from a trained network",
         "digits_catalogue": "Digits, from another trained network",
+        "digits_scores": "Digits, losses of a score, from a third trained network",
         "digits_newcls": "Digits, from a trained network, classes anew",
         "digits_one": "Digits, one class, one size, from a trained network",
         "bccd_one": "Blood cells (BCCD), one class, one size, from a trained network",
@@ -28,13 +29,17 @@ PAGES = {
     "from_scratch": {
         "bccd": "Blood cells (BCCD), from scratch",
         "digits": "Digits, from scratch",
+        "bccd_scratch": "Blood cells (BCCD), losses of a score, from scratch",
         "digits_scratch": "Digits, box losses, from scratch",
     },
 }
 LIMITS = (-0.03, 0.03)
 TICKS = (-0.02, -0.01, 0, 0.01, 0.02)
-# A loss that is in both sets of a column is drawn as the latter has it.
-DRAWN = {"Blood cells (BCCD)": ("bccd_finetune", "bccd_catalogue"), "Digits": ("digits_finetune", "digits_catalogue")}
+# A loss that is in several sets of a column is drawn as the last of them has it.
+DRAWN = {
+    "Blood cells (BCCD)": ("bccd_finetune", "bccd_catalogue"),
+    "Digits": ("digits_finetune", "digits_catalogue", "digits_scores"),
+}
 TERMS = ("obj", "cls", "iou", "l1")
 HEADER = (
     "losses", "seeds", "AP", "difference to stock", "95% over seeds", "95% over images", "verdict",

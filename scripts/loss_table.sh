@@ -13,7 +13,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 command -v yolox-loss > /dev/null || PATH=$PWD/.venv/bin:$PATH
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} BCCD=${BCCD:-datasets/bccd}
 
-ALL=(bccd_finetune bccd_catalogue digits_finetune digits_catalogue digits_newcls digits_one bccd_one digits_one_multi digits_fixed bccd digits digits_scratch)
+ALL=(bccd_finetune bccd_catalogue digits_finetune digits_catalogue digits_scores digits_newcls digits_one bccd_one digits_one_multi digits_fixed
+    bccd digits bccd_scratch digits_scratch)
 sets=() flags=()
 while [ $# -gt 0 ] && [[ $1 != -* ]]; do
     [[ " ${ALL[*]} " = *" $1 "* ]] || { echo "There is no set '$1'. Choose of: $(IFS=, && echo "${ALL[*]}")." >&2; exit 2; }
@@ -28,7 +29,7 @@ dry=no
 POWER_1=giou,siou,focal_eiou,mpdiou,piou,diou,ciou,eiou,shape_iou,wiou
 POWER_1+=,inner_iou,inner_giou,inner_diou,inner_ciou,inner_eiou,inner_siou
 OTHERS=alpha_iou,alpha_giou,alpha_diou,alpha_ciou,alpha_eiou,nwd
-SCORES=focal,varifocal,quality_focal,ghmc,dice,tversky,dice_focal
+SETS=ghmc,dice,tversky,dice_focal
 OFFSETS=smooth_l1,l2,balanced_l1
 IOU_TARGET="{'type':'bce','target':'iou'}"
 BOX_WEIGHT="{'type':'iou','loss_weight':2.0}"
@@ -57,13 +58,13 @@ bccd_start() { blood_cells && sweep bccd_nano 100 -expn bccd_start max_epoch 90;
 DIGITS_START=YOLOX_outputs/digits_start-seed100/latest_ckpt.pth
 BCCD_START=YOLOX_outputs/bccd_start-seed100/latest_ckpt.pth
 
-# EXP, the trained network, box losses, and overrides: the whole catalogue.
+# EXP, the trained network, box losses, and overrides: the catalogue but for the losses of a score.
 catalogue() {
     local exp=$1 start=$2 boxes=$3
     shift 3
     sweep "$exp" 0,1,2 -c "$start" --set "loss_iou=$boxes,$OTHERS" "$@"
-    sweep "$exp" 0,1,2 -c "$start" --set "loss_obj=$SCORES" "$@"
-    sweep "$exp" 0,1,2 -c "$start" --set "loss_cls=$SCORES" "$@"
+    sweep "$exp" 0,1,2 -c "$start" --set "loss_obj=$SETS" "$@"
+    sweep "$exp" 0,1,2 -c "$start" --set "loss_cls=$SETS" "$@"
     sweep "$exp" 0,1,2 -c "$start" --set "loss_l1=$OFFSETS" "$@"
 }
 
@@ -71,7 +72,6 @@ train_bccd_finetune() {
     bccd_start
     sweep bccd_finetune 0,1,2,3,4 -c $BCCD_START --set "loss_obj=bce,$IOU_TARGET"
     catalogue bccd_finetune $BCCD_START "$(bare $POWER_1)"
-    sweep bccd_finetune 3 -c $BCCD_START --set loss_obj=quality_focal
     sweep bccd_finetune 3 -c $BCCD_START --set "loss_iou=$(bare giou)"
     sweep bccd_finetune 0 -c $BCCD_START --set "loss_l1=$EARLY_L1"
 }
@@ -90,16 +90,20 @@ train_digits_finetune() {
     sweep digits_finetune 0,1,2,3,4 -c $DIGITS_START --set "loss_l1=$EARLY_L1"
     sweep digits_finetune 0 -c $DIGITS_START --set "loss_l1={'type':'l1','start_epoch':1,'loss_weight':3.0}"
     sweep digits_finetune 0 -c $DIGITS_START --set "loss_iou=$BOX_WEIGHT"
-    sweep digits_finetune 0 -c $DIGITS_START --set "loss_obj={'type':'varifocal','target':'iou'},{'type':'quality_focal','target':'iou'}"
 }
 
 train_digits_catalogue() {
     digits_start
     catalogue digits_finetune $DIGITS_START iou,$POWER_1 exp_name digits_catalogue
     sweep digits_finetune 3,4 -c $DIGITS_START --set loss_iou=iou exp_name digits_catalogue
-    sweep digits_finetune 3,4 -c $DIGITS_START --set loss_obj=varifocal exp_name digits_catalogue
-    sweep digits_finetune 3,4 -c $DIGITS_START --set loss_cls=quality_focal exp_name digits_catalogue
-    sweep digits_finetune 0,1,2,3,4 -c $DIGITS_START --set "loss_obj={'type':'varifocal','loss_weight':0.58}" exp_name digits_catalogue
+}
+
+train_digits_scores() {
+    digits_start
+    sweep digits_finetune 0,1,2,3,4 -c $DIGITS_START --set loss_obj=bce,varifocal exp_name digits_scores
+    sweep digits_finetune 0,1,2 -c $DIGITS_START --set loss_obj=focal,quality_focal exp_name digits_scores
+    sweep digits_finetune 0,1,2,3,4 -c $DIGITS_START --set loss_cls=quality_focal exp_name digits_scores
+    sweep digits_finetune 0,1,2 -c $DIGITS_START --set loss_cls=focal,varifocal exp_name digits_scores
 }
 
 train_digits_newcls() {
@@ -141,26 +145,31 @@ train_bccd_one() {
 
 train_bccd() {
     blood_cells
-    sweep bccd_nano 0,1,2,3,4 --set loss_obj=bce,varifocal
-    sweep bccd_nano 0,1,2 --set "loss_obj=focal,quality_focal,{'type':'focal','preset':'paper'},{'type':'varifocal','preset':'paper'}"
+    sweep bccd_nano 0,1,2,3,4 --set loss_obj=bce
+    sweep bccd_nano 0,1,2 --set "loss_obj=$(bare focal,varifocal)"
     sweep bccd_nano 0,1,2 --set "loss_iou=$(bare ciou)"
     sweep bccd_nano 0,1 --set "loss_iou={'type':'ciou','preset':'paper','loss_weight':2.0},$BOX_WEIGHT,alpha_ciou,$(bare eiou,shape_iou,piou)"
     sweep bccd_nano 0 --set "loss_iou={'type':'iou','mode':'log'},nwd,$(bare nwd,wiou,mpdiou,focal_eiou)"
     sweep bccd_nano 0 --set "loss_obj=dice,ghmc,$IOU_TARGET"
     sweep bccd_nano 0,1,2,3,4 --set "loss_l1=$EARLY_L1"
-    sweep bccd_nano 0,1 --set "loss_obj={'type':'varifocal','target':'iou'}"
 }
 
 train_digits() {
     digits
-    sweep digits_stock 0,1,2,3,4 --set loss_obj=bce,focal,varifocal
-    sweep digits_stock 0,1,2 --set "loss_obj={'type':'focal','preset':'paper'}"
+    sweep digits_stock 0,1,2,3,4 --set loss_obj=bce
+    sweep digits_stock 0,1,2 --set "loss_obj=$(bare focal)"
     sweep digits_stock 1,2,3,4 --set loss_obj=dice
-    sweep digits_stock 0 --set loss_obj=tversky,dice_focal,ghmc,quality_focal
+    sweep digits_stock 0 --set loss_obj=tversky,dice_focal,ghmc
     sweep digits_stock 0,1 --set "loss_l1=$EARLY_L1"
     sweep digits_stock 0,1 --set "loss_cls={'type':'bce','loss_weight':3.0}"
-    sweep digits_stock 0 --set loss_cls=focal,varifocal,dice,ghmc
+    sweep digits_stock 0 --set loss_cls=dice,ghmc
     sweep digits_stock 0 --set loss_iou=nwd
+}
+
+train_bccd_scratch() {
+    blood_cells
+    sweep bccd_nano 0,1,2 --set loss_obj=bce,focal,varifocal exp_name bccd_scratch
+    sweep bccd_nano 0 --set "loss_obj=$(bare focal)" exp_name bccd_scratch
 }
 
 train_digits_scratch() {
