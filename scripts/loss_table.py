@@ -17,6 +17,7 @@ PAGES = {
     "which_loss": {
         "bccd_finetune": "Blood cells (BCCD), from a trained network",
         "bccd_catalogue": "Blood cells (BCCD), from another trained network",
+        "bccd_scores": "Blood cells (BCCD), losses of a score, from a third trained network",
         "digits_finetune": "Digits, from a trained network",
         "digits_catalogue": "Digits, from another trained network",
         "digits_scores": "Digits, losses of a score, from a third trained network",
@@ -37,7 +38,7 @@ LIMITS = (-0.03, 0.03)
 TICKS = (-0.02, -0.01, 0, 0.01, 0.02)
 # A loss that is in several sets of a column is drawn as the last of them has it.
 DRAWN = {
-    "Blood cells (BCCD)": ("bccd_finetune", "bccd_catalogue"),
+    "Blood cells (BCCD)": ("bccd_finetune", "bccd_catalogue", "bccd_scores"),
     "Digits": ("digits_finetune", "digits_catalogue", "digits_scores"),
 }
 TERMS = ("obj", "cls", "iou", "l1")

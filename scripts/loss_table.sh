@@ -13,7 +13,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 command -v yolox-loss > /dev/null || PATH=$PWD/.venv/bin:$PATH
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} BCCD=${BCCD:-datasets/bccd}
 
-ALL=(bccd_finetune bccd_catalogue digits_finetune digits_catalogue digits_scores digits_newcls digits_one bccd_one digits_one_multi digits_fixed
+ALL=(bccd_finetune bccd_catalogue bccd_scores digits_finetune digits_catalogue digits_scores digits_newcls digits_one bccd_one digits_one_multi digits_fixed
     bccd digits bccd_scratch digits_scratch)
 sets=() flags=()
 while [ $# -gt 0 ] && [[ $1 != -* ]]; do
@@ -104,6 +104,12 @@ train_digits_scores() {
     sweep digits_finetune 0,1,2 -c $DIGITS_START --set loss_obj=focal,quality_focal exp_name digits_scores
     sweep digits_finetune 0,1,2,3,4 -c $DIGITS_START --set loss_cls=quality_focal exp_name digits_scores
     sweep digits_finetune 0,1,2 -c $DIGITS_START --set loss_cls=focal,varifocal exp_name digits_scores
+}
+
+train_bccd_scores() {
+    bccd_start
+    sweep bccd_finetune 0,1,2 -c $BCCD_START --set loss_obj=bce,focal,varifocal,quality_focal exp_name bccd_scores
+    sweep bccd_finetune 0,1,2 -c $BCCD_START --set loss_cls=focal,varifocal,quality_focal exp_name bccd_scores
 }
 
 train_digits_newcls() {
