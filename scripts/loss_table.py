@@ -32,6 +32,7 @@ PAGES = {
         "digits": "Digits, from scratch",
         "bccd_scratch": "Blood cells (BCCD), losses of a score, from scratch",
         "digits_scratch": "Digits, box losses, from scratch",
+        "digits_pair": "Digits, varifocal and CIoU, from scratch",
     },
 }
 LIMITS = (-0.03, 0.03)

@@ -14,7 +14,7 @@ command -v yolox-loss > /dev/null || PATH=$PWD/.venv/bin:$PATH
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} BCCD=${BCCD:-datasets/bccd}
 
 ALL=(bccd_finetune bccd_catalogue bccd_scores digits_finetune digits_catalogue digits_scores digits_newcls digits_one bccd_one digits_one_multi digits_fixed
-    bccd digits bccd_scratch digits_scratch)
+    bccd digits bccd_scratch digits_scratch digits_pair)
 sets=() flags=()
 while [ $# -gt 0 ] && [[ $1 != -* ]]; do
     [[ " ${ALL[*]} " = *" $1 "* ]] || { echo "There is no set '$1'. Choose of: $(IFS=, && echo "${ALL[*]}")." >&2; exit 2; }
@@ -181,6 +181,11 @@ train_bccd_scratch() {
 train_digits_scratch() {
     digits
     sweep digits_stock 0 --set "loss_iou=iou,giou,ciou,mpdiou,piou,wiou,$(bare giou,ciou,mpdiou)" exp_name digits_scratch
+}
+
+train_digits_pair() {
+    digits
+    sweep digits_stock 0,1,2 --set loss_obj=bce,varifocal --set loss_iou=iou,ciou exp_name digits_pair
 }
 
 # What is committed of a set: the rows of its runs and of its comparison.
