@@ -15,13 +15,13 @@ from loguru import logger
 from tabulate import tabulate
 from tqdm import tqdm
 
-from yolox_loss_patch.checkpoint import load_checkpoint
-from yolox_loss_patch.data import check_dataset, open_data
-from yolox_loss_patch.doctor import quiet
+from yolox_loss_patch.data.checks import check_dataset, open_data
+from yolox_loss_patch.doctor.checks import quiet
 from yolox_loss_patch.errors import KitError
-from yolox_loss_patch.evaluator import Evaluator
-from yolox_loss_patch.exp import load_exp
-from yolox_loss_patch.train import configure, load_weights
+from yolox_loss_patch.exp.loading import load_exp
+from yolox_loss_patch.runs.checkpoint import load_checkpoint
+from yolox_loss_patch.train.evaluator import Evaluator
+from yolox_loss_patch.train.trainer import configure, load_weights
 
 BATCH = 8
 METRICS = ("AP", "AP50", "AP75", "AP90")
@@ -35,7 +35,7 @@ def refresh(model, exp, size):
             module.reset_running_stats()
             module.momentum = None  # the mean over all batches
     with quiet():
-        loader = open_data(lambda: exp.get_data_loader(BATCH, False, no_aug=True), exp, exp.train_ann, "train_ann")
+        loader = open_data(lambda: exp.get_data_loader(BATCH, False, no_aug=True), exp.data_dir, exp.train_ann, "train_ann")
         check_dataset(loader.dataset, exp.num_classes, "train")
     model.train()
     for _, (images, targets, *_rest) in zip(
@@ -47,7 +47,7 @@ def refresh(model, exp, size):
 def evaluated(model, exp):
     """The metrics of the model at the experiment's test_size."""
     with quiet():
-        host = open_data(lambda: exp.get_evaluator(BATCH, False), exp, exp.val_ann, "val_ann")
+        host = open_data(lambda: exp.get_evaluator(BATCH, False), exp.data_dir, exp.val_ann, "val_ann")
         check_dataset(host.dataloader.dataset, exp.num_classes, "val", may_be_empty=True)
         evaluator = Evaluator(host, torch.device("cpu"))
         evaluator.evaluate(model.eval(), half=False)

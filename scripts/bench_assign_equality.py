@@ -29,8 +29,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from yolox_loss_patch import hosts
-from yolox_loss_patch.assign import RULE_0_3_0, RULE_MAIN, Assignment, Rule, fast_assign, host_assign
+from yolox_loss_patch.head import hosts
+from yolox_loss_patch.head.assign import RULE_0_3_0, RULE_MAIN, Assignment, Rule, fast_assign, host_assign
 
 ROOT = Path(__file__).resolve().parent.parent
 STRIDES = (8, 16, 32)

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from yolox.models import YOLOXHead
 
 import yolox_loss_patch as ylp
-from yolox_loss_patch import hosts
+from yolox_loss_patch.head import hosts
 
 ROOT = Path(__file__).resolve().parent.parent
 CSV = ROOT / "benchmarks" / "stage.csv"

@@ -16,7 +16,7 @@ from torch import nn
 from yolox.models import YOLOXHead
 
 import yolox_loss_patch as ylp
-from yolox_loss_patch.half import decode_in_fp32, half_dtype
+from yolox_loss_patch.head.half import decode_in_fp32, half_dtype
 
 HEIGHT, WIDTH, CHANNELS, CLASSES = 256, 2048, 16, 3
 STRIDES = (8, 16, 32)

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from yolox_loss_patch.detections import Truth
-from yolox_loss_patch.statistics import seed_difference, verdict
+from yolox_loss_patch.compare.detections import Truth
+from yolox_loss_patch.compare.statistics import seed_difference, verdict
 
 NOISE = 0.006  # of a training's placement error, as a share of a box's side: one or two hundredths of AP
 

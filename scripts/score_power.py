@@ -13,14 +13,14 @@ import torch
 from loguru import logger
 from tabulate import tabulate
 
-from yolox_loss_patch import hosts
-from yolox_loss_patch.checkpoint import load_checkpoint
-from yolox_loss_patch.data import check_dataset, open_data
-from yolox_loss_patch.doctor import quiet
+from yolox_loss_patch.data.checks import check_dataset, open_data
+from yolox_loss_patch.doctor.checks import quiet
 from yolox_loss_patch.errors import KitError
-from yolox_loss_patch.evaluator import coco_metrics
-from yolox_loss_patch.exp import load_exp
-from yolox_loss_patch.train import configure, load_weights
+from yolox_loss_patch.exp.loading import load_exp
+from yolox_loss_patch.head import hosts
+from yolox_loss_patch.runs.checkpoint import load_checkpoint
+from yolox_loss_patch.train.evaluator import coco_metrics
+from yolox_loss_patch.train.trainer import configure, load_weights
 
 POWERS = (0.5, 1.0, 2.0, 3.0)
 
@@ -49,7 +49,7 @@ def table(exp_file, checkpoints):
     configure(seed=0)
     exp = load_exp(exp_file)
     with quiet():
-        evaluator = open_data(lambda: exp.get_evaluator(16, False), exp, exp.val_ann, "val_ann")
+        evaluator = open_data(lambda: exp.get_evaluator(16, False), exp.data_dir, exp.val_ann, "val_ann")
         check_dataset(evaluator.dataloader.dataset, exp.num_classes, "val", may_be_empty=True)
         model = exp.get_model().eval()
     rows = []

@@ -19,11 +19,11 @@ import torch
 from conftest import EXP, assert_same, checkpoint, make_batch, run_head
 
 import yolox_loss_patch as ylp
-from yolox_loss_patch import hosts
 from yolox_loss_patch.cli import main
-from yolox_loss_patch.exp import load_exp
-from yolox_loss_patch.patch import stage_of
-from yolox_loss_patch.record import AP_COLUMNS, read_metrics, read_run
+from yolox_loss_patch.exp.loading import load_exp
+from yolox_loss_patch.head import hosts
+from yolox_loss_patch.head.patch import stage_of
+from yolox_loss_patch.runs.record import AP_COLUMNS, read_metrics, read_run
 
 BY_CLASS = hosts.has_config_classes()
 CHECKS = {}
@@ -273,7 +273,7 @@ def _():
 
 @check("resumes to the bit")
 def _():
-    from yolox_loss_patch.train import Trainer
+    from yolox_loss_patch.train.trainer import Trainer
 
     before_epoch = Trainer.before_epoch
 
@@ -290,10 +290,10 @@ def _():
 
 @check("evaluates on a CPU")
 def _():
-    from yolox_loss_patch.evaluate import evaluate
+    from yolox_loss_patch.train.evaluate import evaluate
 
     found = []
-    with mock.patch("yolox_loss_patch.evaluate.evaluate", lambda args: found.append(evaluate(args))):
+    with mock.patch("yolox_loss_patch.train.evaluate.evaluate", lambda args: found.append(evaluate(args))):
         assert kit("eval", "straight", "--ckpt", str(folder("straight") / "latest_ckpt.pth")) == 0
     row = read_metrics(folder("straight"))[-1]
     assert {key: row[key] for key in AP_COLUMNS} == pytest.approx(found[0], abs=1e-12)

@@ -7,10 +7,10 @@ import numpy as np
 from conftest import load_script
 from pycocotools.coco import COCO
 
-from yolox_loss_patch.config import LossConfig
-from yolox_loss_patch.detections import Truth
-from yolox_loss_patch.evaluator import coco_metrics
-from yolox_loss_patch.record import COLUMNS, predictions_file, write_predictions
+from yolox_loss_patch.compare.detections import Truth
+from yolox_loss_patch.runs.record import COLUMNS, predictions_file, write_predictions
+from yolox_loss_patch.specs.config import LossConfig
+from yolox_loss_patch.train.evaluator import coco_metrics
 
 made = load_script("check_verdict")
 

@@ -1,10 +1,19 @@
 """Other losses for YOLOX, chosen in the experiment file, without editing YOLOX."""
 
-from .config import LossConfig
-from .errors import ConfigError
-from .exp import LossConfigMixin, LossExp, patch_from_exp
-from .patch import apply, is_applied, patch_model, patched, revert, unpatch_model
-from .registry import LOSSES, available_losses, build_loss, register_loss
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from . import wiring
+from .version import __version__
+
+if TYPE_CHECKING:
+    from .errors import ConfigError
+    from .exp.mixin import LossConfigMixin, LossExp, patch_from_exp
+    from .head.patch import apply, is_applied, patch_model, patched, revert, unpatch_model
+    from .specs.config import LossConfig
+    from .specs.registry import LOSSES, available_losses, build_loss, register_loss
 
 __all__ = [
     "LOSSES",
@@ -12,6 +21,7 @@ __all__ = [
     "LossConfig",
     "LossConfigMixin",
     "LossExp",
+    "__version__",
     "apply",
     "available_losses",
     "build_loss",
@@ -23,4 +33,33 @@ __all__ = [
     "revert",
     "unpatch_model",
 ]
-__version__ = "0.1.0"
+
+# Name -> the module that has it, imported when the name is asked for: `import yolox_loss_patch` itself costs nothing.
+_HOME = {
+    "ConfigError": "errors",
+    **dict.fromkeys(("LossConfigMixin", "LossExp", "patch_from_exp"), "exp.mixin"),
+    **dict.fromkeys(("apply", "is_applied", "patch_model", "patched", "revert", "unpatch_model"), "head.patch"),
+    "LossConfig": "specs.config",
+    **dict.fromkeys(("LOSSES", "available_losses", "build_loss", "register_loss"), "specs.registry"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _make_trainer(exp: Any, args: Any, exit_on_error: bool = False) -> Any:
+    from .train.trainer import Trainer
+
+    return Trainer(exp, args, exit_on_error)
+
+
+wiring.make_trainer = _make_trainer

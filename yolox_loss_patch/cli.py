@@ -14,11 +14,11 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from . import hosts
-from .catalogue import Loss
 from .errors import ConfigError, HostError, KitError
-from .knobs import nearest
-from .registry import COMMON, LOSSES, TERMS, stage_knobs
+from .head import hosts
+from .specs.catalogue import Loss
+from .specs.knobs import nearest
+from .specs.registry import COMMON, LOSSES, TERMS, stage_knobs
 
 _DEVICE = "auto (CUDA, else MPS, else CPU), cpu, cuda or mps"
 _PROFILE = "log the share of the loss stage in a step"
@@ -76,14 +76,14 @@ def _host_parser(tool: str, words: list[str], verb: str | None = None, **switche
 def _train(words: list[str]) -> None:
     # Before the import below, which needs YOLOX.
     args = _host_parser("train", words, profile=_PROFILE)
-    from .train import run
+    from .train.trainer import run
 
     run(args)
 
 
 def _eval(words: list[str]) -> None:
     args = _host_parser("eval", words, save="keep the predictions in the folder of the checkpoint's run, for compare")
-    from .evaluate import evaluate
+    from .train.evaluate import evaluate
 
     evaluate(args)
 
@@ -94,7 +94,7 @@ def _sweep(words: list[str]) -> None:
             "sweep is for a YOLOX with experiment files. With config classes train each run by itself, yolox-loss train -c "
             "module:Class -n NAME -D loss_iou=ciou -D seed=0, then compare them."
         )
-    from .sweep import parser, sweep  # after the line above, which says it when there is no YOLOX
+    from .sweep.schedule import parser, sweep  # after the line above, which says it when there is no YOLOX
 
     options, rest = parser().parse_known_args(words)
     args = _host_parser("train", rest, verb="sweep", profile=_PROFILE)
@@ -102,9 +102,9 @@ def _sweep(words: list[str]) -> None:
 
 
 def _compare(words: list[str]) -> None:
-    from .compare import compare
-    from .record import AP_COLUMNS
-    from .runs import BY
+    from .compare.comparison import compare
+    from .runs.record import AP_COLUMNS
+    from .runs.selection import BY
 
     parser = argparse.ArgumentParser(prog="yolox-loss compare", description=(compare.__doc__ or "").splitlines()[0])
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs or globs: YOLOX_outputs/NAME, NAME, 'NAME-*'")
@@ -159,7 +159,7 @@ def _explain(term: str, loss: Loss) -> None:
 
 
 def _plot(words: list[str]) -> None:
-    from .plot import plot
+    from .doctor.plot import plot
 
     parser = argparse.ArgumentParser(prog="yolox-loss plot", description=plot.__doc__)
     parser.add_argument("losses", nargs="+", metavar="LOSS", help="names, or dicts such as \"{'type': 'focal', 'gamma': 1}\"")
@@ -193,7 +193,7 @@ def _parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Names
 
 
 def _doctor(words: list[str]) -> None:
-    from .doctor import doctor, report
+    from .doctor.checks import doctor, report
 
     parser = _experiment_parser("doctor", "What is installed, the experiment and its data, and what to do about it.")
     args = _parsed(parser, words)
@@ -201,8 +201,8 @@ def _doctor(words: list[str]) -> None:
 
 
 def _verify(words: list[str]) -> None:
-    from .doctor import report
-    from .verify import verify
+    from .doctor.checks import report
+    from .doctor.verify import verify
 
     parser = _experiment_parser("verify", "Stock against kit with default losses: losses, gradients and training steps.")
     parser.add_argument("--steps", type=int, default=50, help="training steps (50)")
@@ -213,7 +213,7 @@ def _verify(words: list[str]) -> None:
 
 
 def _calibrate(words: list[str]) -> None:
-    from .calibrate import calibrate
+    from .doctor.calibrate import calibrate
 
     parser = _experiment_parser("calibrate", (calibrate.__doc__ or "").splitlines()[0], config=("--config",))
     parser.add_argument("--steps", type=int, default=48, help="steps of each training (48)")
@@ -231,6 +231,6 @@ def _calibrate(words: list[str]) -> None:
 def _import_exp(exp_file: str | None) -> None:
     """Run an experiment file for what it registers."""
     if exp_file is not None:
-        from .exp import load_exp
+        from .exp.loading import load_exp
 
         load_exp(exp_file)

@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 import yolox_loss_patch as ylp
-from yolox_loss_patch.losses.sampler import RandomSampler
+from yolox_loss_patch.head.sampler import RandomSampler
 
 
 def boxes(n=6, seed=0):

@@ -1,4 +1,4 @@
-"""The losses: one pure, element-wise function a loss, one family a file.
+"""The formulas: one family per file, one pure function per loss, modules on top.
 
-Only torch is imported here. ``terms`` turns a function into the module that the loss stage calls.
+Tensors in, tensors out. This room imports torch only; every other room may use it.
 """

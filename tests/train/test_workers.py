@@ -1,0 +1,290 @@
+"""Several processes: they train what one would, agree before they start, and end together with a record that says why."""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import EXP, assert_same, checkpoint, cli
+
+from yolox_loss_patch.cli import main
+from yolox_loss_patch.errors import ConfigError, KitError, RunError
+from yolox_loss_patch.runs.record import fail_run, read_metrics
+from yolox_loss_patch.train import workers
+
+TRAIN = ("train", "-f", "tiny.py", "-b", "8", "--device", "cpu")
+LOSSES = ("loss_obj.type", "varifocal", "loss_iou.type", "ciou")
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
+
+# The process of one rank sends itself, or the process that started it, a signal in its Nth iteration.
+CRASH = """
+    def preprocess(self, inputs, targets, tsize):
+        import os, signal, time
+        import torch.distributed as dist
+
+        self.calls = getattr(self, "calls", 0) + 1
+        rank, call, name, whom = os.environ.get("CRASH", "-1 0 SIGKILL self").split()
+        if (dist.get_rank() if dist.is_initialized() else 0) == int(rank) and self.calls == int(call):
+            open("crashed", "w").write(str(time.time()))
+            os.kill(os.getpid() if whom == "self" else os.getppid(), getattr(signal, name))
+            time.sleep(60 if whom != "self" else 0)
+        return super().preprocess(inputs, targets, tsize)
+"""
+# Batch norm sees the images of its own rank only. Without it nothing depends on how the images are dealt out.
+GROUP_NORM = """
+    def get_model(self):
+        from torch import nn
+
+        model = super().get_model()
+        for module in list(model.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, nn.BatchNorm2d):
+                    setattr(module, name, nn.GroupNorm(1, child.num_features))
+        return model
+"""
+GLOBAL = [word for term in ("obj", "cls", "iou", "l1") for word in (f"loss_{term}.avg_factor", "global")]
+
+
+def exp_file(folder, digits, *parts):
+    (folder / "tiny.py").write_text(EXP.format(data=str(digits)) + "".join(parts))
+
+
+def run_folder(work):
+    return work / "YOLOX_outputs" / "tiny"
+
+
+def record(work):
+    return json.loads((run_folder(work) / "run.json").read_text())
+
+
+def seconds_since_the_crash(work):
+    return time.time() - float((work / "crashed").read_text())
+
+
+def assert_follows(work, alone):
+    """The run's rows and weights are those of one process, but for the rounding of sums in another order."""
+    rows, expected = read_metrics(run_folder(work)), read_metrics(run_folder(alone))
+    assert len(rows) == len(expected) == 3
+    for row, other in zip(rows, expected, strict=True):
+        for column in ("total_loss", "iou_loss", "conf_loss", "cls_loss", "l1_loss", "fg_iou", "obj_fg", "obj_bg", "lr"):
+            assert row[column] == pytest.approx(other[column], rel=1e-4), (row["epoch"], column)
+    one, two = checkpoint(run_folder(work))["model"], checkpoint(run_folder(alone))["model"]
+    for key, value in one.items():
+        assert torch.allclose(value, two[key], rtol=1e-3, atol=1e-4), key
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, digits):
+    """Three epochs in one process, each anchor of the batch counted the same, without batch norm."""
+    folder = tmp_path_factory.mktemp("alone")
+    exp_file(folder, digits, CRASH, GROUP_NORM)
+    cli(folder, *TRAIN, *LOSSES, *GLOBAL, "max_epoch", "3")
+    assert record(folder)["workers"] == 1
+    return folder
+
+
+def test_four_workers_of_two_machines_follow_one_process(alone, work, digits):
+    exp_file(work, digits, CRASH, GROUP_NORM)
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    machines = [
+        subprocess.Popen(
+            [sys.executable, *TORCHRUN, "--nnodes", "2", "--node-rank", str(node), "--master-addr", "127.0.0.1",
+             "--master-port", str(port), "-m", "yolox_loss_patch", *TRAIN, *LOSSES, *GLOBAL, "max_epoch", "3"],
+            cwd=work, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        )
+        for node in range(2)
+    ]  # fmt: skip
+    texts = [machine.communicate(timeout=500)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], texts
+    assert record(work)["status"] == "finished" and record(work)["workers"] == 4
+    assert_follows(work, alone)
+    for rank in range(4):
+        log = run_folder(work) / (f"train_log_rank{rank}.txt" if rank else "train_log.txt")
+        assert re.search(rf"losses \(rank {rank}\): .*varifocal.*ciou", log.read_text())
+
+
+def test_a_run_goes_on_with_another_number_of_workers(alone, work, digits):
+    """One process, killed in epoch 2; two, one of them killed in epoch 3; one again: the losses of a run without a stop.
+
+    In its second iteration, the fifth of that process: in the first, the other may still be writing epoch 2 down.
+    """
+    exp_file(work, digits, CRASH, GROUP_NORM)
+    words = (*LOSSES, *GLOBAL, "max_epoch", "3")
+    assert cli(work, *TRAIN, *words, check=False, CRASH="0 4 SIGKILL self").returncode == -9
+    done = cli(work, *TRAIN, "--resume", "-d", "2", *words, check=False, CRASH="1 5 SIGKILL self")
+    assert done.returncode == 2 and seconds_since_the_crash(work) < 40
+    assert "rank 1 was ended by SIGKILL" in done.stderr and "Traceback" not in done.stderr
+    assert record(work)["status"] == "failed" and "rank 1 was ended by SIGKILL" in record(work)["error"]
+    assert "another number of workers (before 1, now 2)" in (run_folder(work) / "train_log.txt").read_text()
+    done = cli(work, *TRAIN, "--resume", *words)
+    assert "another number of workers (before 2, now 1)" in done.stderr and "resumed exactly" not in done.stderr
+    assert [part["workers"] for part in record(work)["resumed"]] == [1, 2]
+    assert_follows(work, alone)
+
+
+def test_two_workers_stopped_and_resumed_are_two_workers_that_were_not(work, digits):
+    """Bit for bit, batch norm and all; and every rank evaluates the very model that is saved."""
+    evaluate = """
+    def eval(self, model, evaluator, is_distributed, half=False):
+        import hashlib
+        from loguru import logger
+
+        state = b"".join(value.numpy().tobytes() for value in model.state_dict().values())
+        logger.info(f"evaluated {hashlib.sha256(state).hexdigest()}")
+        return super().eval(model, evaluator, is_distributed, half)
+"""
+    exp_file(work, digits, CRASH, evaluate)
+    other = work / "other"
+    other.mkdir()
+    shutil.copy(work / "tiny.py", other)
+    words = (*TRAIN, "-d", "2", *LOSSES, "max_epoch", "3")
+    cli(work, *words)
+    logs = [(run_folder(work) / name).read_text() for name in ("train_log.txt", "train_log_rank1.txt")]
+    models = [re.findall(r"evaluated (\w{64})", log) for log in logs]
+    assert models[0] == models[1] and len(models[0]) == 2
+    done = cli(other, *words, check=False, CRASH="1 5 SIGTERM parent")  # whoever stops the run stops the first process
+    assert done.returncode == 130 and "--resume" in done.stderr and seconds_since_the_crash(other) < 40
+    assert record(other)["status"] == "interrupted" and record(other)["epochs_done"] == 1
+    cli(other, "train", "--resume", *words[1:])
+    assert_same(checkpoint(run_folder(work))["model"], checkpoint(run_folder(other))["model"])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_torchrun_a_killed_worker_ends_all(work, digits, rank):
+    exp_file(work, digits, CRASH)
+    python = (*TORCHRUN, "--standalone", "-m", "yolox_loss_patch")
+    done = cli(work, *TRAIN, "max_epoch", "2", python=python, check=False, CRASH=f"{rank} 4 SIGKILL self")
+    assert done.returncode != 0 and seconds_since_the_crash(work) < 40
+    facts = record(work)
+    assert facts["status"] == "failed" and facts["ended"]
+    assert re.match(rf"rank {rank} \(process \d+\) ended without a word: killed", facts["error"]), facts["error"]
+    assert f"error: rank {1 - rank}: rank {rank} (process" in done.stderr
+
+
+def test_workers_that_disagree_stop(work, digits):
+    differ = """
+        import torch.distributed as dist
+        if dist.is_initialized() and dist.get_rank() == 1:
+            self.loss_iou, self.max_epoch = "giou", 5
+"""
+    exp_file(work, digits, differ)
+    python = (*TORCHRUN, "--standalone", "-m", "yolox_loss_patch")
+    done = cli(work, *TRAIN, python=python, check=False)
+    assert done.returncode != 0 and not run_folder(work).exists()
+    for text in ("exp.max_epoch is 4 on rank 0 and 5 on rank 1", "losses.iou.type is 'iou' on rank 0 and 'giou' on rank 1"):
+        assert text in done.stderr
+    assert "data.train" not in done.stderr and "sha256" not in done.stderr
+
+
+def test_a_mistake_in_a_worker_ends_the_run(work, digits):
+    wrong = """
+    def preprocess(self, inputs, targets, tsize):
+        import torch.distributed as dist
+        return (inputs * float("nan") if dist.get_rank() == 1 else inputs), targets
+"""
+    exp_file(work, digits, wrong)
+    done = cli(work, *TRAIN, "-d", "2", check=False)
+    assert done.returncode == 2 and done.stderr.count("error: rank 1: The loss is not finite: iou") == 1
+    assert record(work)["status"] == "failed" and record(work)["error"].startswith("rank 1: The loss is not finite")
+    assert "The loss is not finite" in (run_folder(work) / "train_log_rank1.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    "words,answer",
+    [
+        (("-b", "7"), "7 does not divide among 2. Take 6 or 8"),
+        (("--num_machines", "2"), "Several machines need --dist-url"),
+        (("--num_machines", "2", "--dist-url", "somewhere"), "--dist-url is tcp://HOST:PORT"),
+        (("--num_machines", "2", "--machine_rank", "2"), "--machine_rank is 0 to 1"),
+    ],
+)
+def test_a_mistake_in_the_flags_is_told_before_a_worker_starts(work, monkeypatch, capsys, words, answer):
+    monkeypatch.chdir(work)
+    assert main([*TRAIN, "-d", "2", *words]) == 2
+    assert answer in capsys.readouterr().err and not run_folder(work).exists()
+
+
+def arguments(**values):
+    return argparse.Namespace(**{"devices": None, "num_machines": 1, "machine_rank": 0, "dist_url": None, **values})
+
+
+ENV = {
+    "RANK": "3",
+    "WORLD_SIZE": "4",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "10.0.0.1",
+    "MASTER_PORT": "29500",
+}
+
+
+@pytest.mark.parametrize(
+    "env,args,answer",
+    [
+        ({}, {}, None),
+        (ENV, {}, workers.Place(3, 4, 1, 2)),
+        (ENV, {"devices": 2}, workers.Place(3, 4, 1, 2)),
+        ({"WORLD_SIZE": "4"}, {}, None),  # a cluster's own
+        ({"RANK": "0", "WORLD_SIZE": "1"}, {"devices": 2}, None),  # a cluster's single process may spawn workers
+        ({"RANK": "0", "WORLD_SIZE": "2"}, {}, (RunError, "LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT not")),
+        ({**ENV, "LOCAL_RANK": "one"}, {}, (RunError, "LOCAL_RANK='one'")),
+        (ENV, {"devices": 4}, (ConfigError, "torchrun started 2 workers on this machine and -d asks for 4")),
+        (ENV, {"num_machines": 2}, (ConfigError, "leave --num_machines 2 out")),
+        (ENV, {"machine_rank": 1}, (ConfigError, "leave --machine_rank 1 out")),
+        (ENV, {"dist_url": "auto"}, (ConfigError, "leave --dist-url auto out")),
+    ],
+)
+def test_torchruns_environment(monkeypatch, env, args, answer):
+    for name in (*ENV, "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    if isinstance(answer, tuple):
+        with pytest.raises(answer[0], match=re.escape(answer[1])) as caught:
+            workers.from_torchrun(arguments(**args))
+        assert isinstance(caught.value, KitError)
+    else:
+        assert workers.from_torchrun(arguments(**args)) == answer
+
+
+def test_a_process_that_hangs_although_another_is_lost_is_ended():
+    """As nccl may do: the main thread never comes back from its collective."""
+    code = """
+import os, socket, subprocess, sys, time
+from yolox_loss_patch import workers
+from yolox_loss_patch.cli import main
+other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+workers.dist.get_rank, workers.dist.get_world_size = lambda: 0, lambda: 2
+workers.gather = lambda mine: [mine, (other.pid, socket.gethostname())]
+workers.PATIENCE = 0.5
+with workers.Team(None).watch(lambda text: print("lost:", text, flush=True)):
+    time.sleep(2.5)
+    print("together", flush=True)
+    other.kill()
+    other.wait()
+    time.sleep(60)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert done.returncode == 2, done.stderr
+    assert re.fullmatch(r"together\nlost: rank 1 \(process \d+\) ended without a word: .*\n", done.stdout)
+
+
+def test_a_record_of_others_is_left_alone(tmp_path):
+    path = tmp_path / "run.json"
+    fail_run(tmp_path, [1], "lost")
+    assert not path.exists()
+    for pid, status, expected in ((1, "running", "failed"), (1, "finished", "finished"), (2, "running", "running")):
+        path.write_text(json.dumps({"status": status, "pid": pid, "error": None}))
+        fail_run(tmp_path, [1], "lost")
+        facts = json.loads(path.read_text())
+        assert facts["status"] == expected and facts["error"] == ("lost" if expected == "failed" else None)

@@ -1,0 +1,225 @@
+"""Experiment files: the mix-in that makes losses a setting, strict overrides, and loading."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from loguru import logger
+
+from .. import wiring
+from ..errors import KitError
+from ..head import hosts
+from ..head.patch import patch_model, stage_of, unpatch_model
+from ..head.stage import ElementWeights
+from ..specs.config import LossConfig
+from .overrides import SETTINGS, merge
+
+
+class LossExp:
+    """Mix-in for experiment files: ``class Exp(LossExp, BaseExp)`` with any host's Exp as base.
+
+    Attributes (plain data, so that YOLOX can print and log them):
+        loss_obj, loss_cls, loss_iou, loss_l1: a name or a dict with ``type`` and knobs; stock YOLOX by default.
+            ``loss_bbox`` is another name of ``loss_iou``.
+        loss_assign: ``auto``, ``fast`` or ``host``, see `LossConfig`.
+
+    A method ``loss_weights(self, assignment)`` of the experiment weighs the elements of each batch: it gets an
+    `yolox_loss_patch.head.assign.Assignment` and returns a dict (or None) with any of ``label_weights`` ``(num_fg,)`` or
+    ``(num_fg, C)`` for the class term, ``bbox_weights`` ``(num_fg,)`` for the box and L1 terms, ``obj_weights``
+    ``(B * A,)`` for the objectness term.
+
+    The model is patched where it is built, so the losses are there in every process that builds it: YOLOX's own
+    ``tools.train``, spawned workers, notebooks.
+    """
+
+    loss_obj: Any = "bce"
+    loss_cls: Any = "bce"
+    loss_iou: Any = "iou"
+    loss_l1: Any = "l1"
+    loss_assign: str = "auto"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Into the instance, because YOLOX prints and overrides what stands there; a subclass may have set them already.
+        for key in SETTINGS:
+            setattr(self, key, getattr(self, key))
+
+    def get_model(self, *args: Any, **kwargs: Any) -> Any:
+        """The base's model with the losses of this experiment."""
+        LossConfig.from_exp(self)  # a loss that cannot be is told before anything is built
+        return patch_from_exp(super().get_model(*args, **kwargs), self)  # type: ignore[misc]
+
+    def get_trainer(self, args: Any) -> Any:
+        """The kit's trainer, which runs on any device; a trainer of the base's own is left in its place."""
+        inherited = getattr(super(), "get_trainer", None)
+        if inherited is not None and inherited.__func__ is not getattr(hosts.exp_class(), "get_trainer", None):
+            return inherited(args)
+        # YOLOX's own main logs every Exception and exits with 0.
+        try:
+            return wiring.make_trainer(self, hosts.arguments(args), exit_on_error=True)
+        except KitError as error:
+            logger.error(str(error))
+            raise SystemExit(1) from error
+
+    def get_data_loader(self, *args: Any, **kwargs: Any) -> Any:
+        """The base's loader; with ``--cache``, of cached images.
+
+        YOLOX main leaves it to its ``tools.train`` to make the cached data set, and stops here when nobody did.
+        """
+        cache = kwargs.get("cache_img")
+        if cache and getattr(self, "dataset", ...) is None:
+            self.dataset = self.get_dataset(cache=True, cache_type=cache)  # type: ignore[attr-defined]
+        return super().get_data_loader(*args, **kwargs)  # type: ignore[misc]
+
+    def random_resize(self, data_loader: Any, epoch: int, rank: int, is_distributed: bool) -> Any:
+        """The base's next multi-scale input size (height, width).
+
+        YOLOX's own draws it into a CUDA tensor; this draws the same sizes without one.
+        """
+        inherited = super().random_resize  # type: ignore[misc]
+        if inherited.__func__ is not hosts.exp_class().random_resize:
+            return inherited(data_loader, epoch, rank, is_distributed)
+        size = [0, 0]
+        if rank == 0:
+            height, width = self.input_size  # type: ignore[attr-defined]
+            if getattr(self, "random_size", None) is None:
+                span = self.multiscale_range  # type: ignore[attr-defined]
+                self.random_size = (int(height / 32) - span, int(height / 32) + span)
+            step = random.randint(*self.random_size)
+            size = [32 * step, 32 * int(step * (width * 1.0 / height))]
+        if is_distributed:
+            import torch.distributed as dist
+
+            dist.broadcast_object_list(size, 0)
+        return tuple(size)
+
+    def merge(self, cfg_list: Sequence[Any]) -> None:
+        """Overrides from the command line: ``["max_epoch", "50", "loss_iou", "ciou", "loss_obj.gamma", "1.5"]``.
+
+        YOLOX's own drops unknown keys and reads ``ema False`` as True. Here every value takes the type of the setting it
+        replaces, and nothing is changed unless all of them can be.
+
+        Raises:
+            ConfigError: an odd list, an unknown key, a value of the wrong type, a loss that cannot be.
+        """
+        merge(self, cfg_list)
+
+
+class LossConfigMixin(LossExp):
+    """Mix-in for the config classes of pixeltable-yolox: ``class Config(LossConfigMixin, YoloxS)``.
+
+    The losses are fields beside YOLOX's own, set in ``__init__`` or, in a class under ``@dataclass``, as fields, and
+    overridden as those are: ``yolox train -c module:Config -D loss_iou=ciou -D loss_obj.gamma=1.5``. All that `LossExp`
+    says holds here.
+    """
+
+    name: str
+
+    def __repr__(self) -> str:
+        """The host's, which shows the fields of YOLOX only, with the losses."""
+        losses = ", ".join(f"{key}={getattr(self, key)!r}" for key in SETTINGS)
+        return f"{super().__repr__().removesuffix(')')}, {losses})"
+
+    @property
+    def exp_name(self) -> str:
+        """The run's name as YOLOX's exp files call it; here it is ``name``."""
+        return self.name
+
+    @exp_name.setter
+    def exp_name(self, name: str) -> None:
+        """Name the run."""
+        self.name = name
+
+    def update(self, opts: Mapping[str, Any]) -> None:
+        """Overrides from the command line, ``{"loss_iou": "ciou", "max_epoch": "50"}``, as strict as `LossExp.merge`.
+
+        Raises:
+            ConfigError: an unknown key, a value of the wrong type, a loss that cannot be.
+        """
+        merge(self, [word for pair in opts.items() for word in pair])
+
+    def validate(self) -> None:
+        """The host's checks, and the losses.
+
+        Raises:
+            ConfigError: a loss that cannot be.
+        """
+        super().validate()  # type: ignore[misc]
+        LossConfig.from_exp(self)
+
+    def random_resize(self, data_loader: Any, epoch: int, rank: int, is_distributed: bool) -> Any:
+        """As `LossExp.random_resize`; with ``deterministic`` set the size stays, as in the host's trainer."""
+        if self.deterministic:  # type: ignore[attr-defined]
+            return self.input_size  # type: ignore[attr-defined]
+        return super().random_resize(data_loader, epoch, rank, is_distributed)
+
+
+def patch_from_exp(model: Any, exp: Any) -> Any:
+    """Give a model the losses and the element weights of an experiment, whatever losses of the kit it has.
+
+    Args:
+        model: a YOLOX model, as ``exp.get_model()`` builds it.
+        exp: any object with ``loss_*`` attributes; what it lacks is stock. See `LossExp`.
+
+    Returns:
+        The model.
+
+    Raises:
+        ConfigError, PatchError, HostError: as `LossConfig.from_exp` and `patch_model`.
+    """
+    config = LossConfig.from_exp(exp)
+    stage = stage_of(model)
+    if stage is not None and stage.config != config:
+        unpatch_model(model)  # YOLOX keeps the model on the experiment; the experiment was changed since
+    patch_model(model, config)
+    stage = stage_of(model)
+    weigh = getattr(exp, "loss_weights", None)
+    if stage is not None and weigh is not None:
+        stage.element_weights = ElementWeights(weigh)
+    return model
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Loading.
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+

@@ -1,0 +1,214 @@
+"""Put the loss stage into YOLOX and take it out again.
+
+``apply`` works on the class, for every head of the process; ``patch_model`` on one live model. Both refuse rather than
+take the place of somebody else's change, and both undo exactly what they did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from ..errors import PatchError
+from ..specs.config import LossConfig
+from . import hosts
+from .fork import check, make_stage
+from .stage import LossStage
+
+
+@dataclass(frozen=True)
+class _Applied:
+    config: LossConfig
+    head_class: type[Any]
+    original: Callable[..., Any]
+
+
+class _BoundStage:
+    """A head's own ``get_losses``: a bound method in all but name.
+
+    A ``MethodType`` would be followed by deepcopy but not by pickle, which looks the function up on the class, and a
+    model sent to another process would come out broken.
+    """
+
+    def __init__(self, head: Any, stage: LossStage) -> None:
+        self.__self__ = head
+        self.stage = stage
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.stage.get_losses(self.__self__, *args, **kwargs)
+
+
+_applied: _Applied | None = None
+# The stages of heads under `apply`. They stand beside the heads, not on them, so that `revert` leaves no trace.
+_stages: WeakKeyDictionary[Any, LossStage] = WeakKeyDictionary()
+
+
+def _get_losses(head: Any, *args: Any, **kwargs: Any) -> Any:
+    """``YOLOXHead.get_losses`` while the patch is applied."""
+    if _applied is None:
+        raise PatchError("YOLOXHead.get_losses is still the kit's although revert() was called; restart the process.")
+    return _stage_under_apply(head, _applied.config).get_losses(head, *args, **kwargs)
+
+
+def _stage_under_apply(head: Any, config: LossConfig) -> LossStage:
+    stage = _stages.get(head)
+    if stage is None:
+        assert _applied is not None
+        stage = _stages[head] = make_stage(head, _applied.original, config)
+    return stage
+
+
+def _where(cls: type[Any]) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}.get_losses"
+
+
+def apply(**specs: Any) -> None:
+    """Give every YOLOX head of this process, made or to be made, these losses.
+
+    Args:
+        specs: ``loss_obj``, ``loss_cls``, ``loss_iou`` (or ``loss_bbox``), ``loss_l1``; what is left out stays stock.
+
+    Applying the same losses again does nothing. Other processes are not reached: workers that YOLOX's launch spawns have
+    the stock losses unless each calls ``apply`` itself. `LossExp` has no such gap.
+
+    Raises:
+        ConfigError: a loss or knob that does not exist.
+        HostError: no YOLOX, or one whose ``get_losses`` can neither be replaced nor have its loss modules swapped.
+        PatchError: other losses are applied already.
+    """
+    global _applied
+    config = LossConfig.from_specs(specs)
+    cls = hosts.head_class()
+    if _applied is not None:
+        if not is_applied():
+            raise PatchError(f"{_where(cls)} was patched by somebody else after apply(); undo that first.")
+        if config != _applied.config:
+            raise PatchError(
+                f"Other losses are applied already: {_applied.config}. Asked for: {config}. Call revert() first."
+            )
+        return
+    original = cls.__dict__["get_losses"]
+    if hosts.known_get_losses(original) is None:
+        check(original, config)
+    cls.get_losses = _get_losses
+    _applied = _Applied(config, cls, original)
+
+
+def is_applied() -> bool:
+    """Whether ``apply`` is in force."""
+    return _applied is not None and _applied.head_class.__dict__.get("get_losses") is _get_losses
+
+
+def revert() -> None:
+    """Undo ``apply``: the class has its own function again, the very object. Without ``apply`` it does nothing.
+
+    Raises:
+        PatchError: somebody patched over the kit; undoing would drop their change.
+    """
+    global _applied
+    if _applied is None:
+        return
+    if not is_applied():
+        raise PatchError(
+            f"{_where(_applied.head_class)} was patched by somebody else after apply(); undo that first, then revert()."
+        )
+    _applied.head_class.get_losses = _applied.original
+    _applied = None
+    _stages.clear()
+
+
+@contextmanager
+def patched(**specs: Any) -> Iterator[None]:
+    """``apply`` for the length of a ``with`` block; inside an ``apply`` of the same losses it changes nothing."""
+    outer = is_applied()
+    apply(**specs)
+    try:
+        yield
+    finally:
+        if not outer:
+            revert()
+
+
+def find_head(model: Any) -> Any:
+    """The YOLOX head of a model, of a parallel wrapper around it, or the head itself."""
+    model = getattr(model, "module", model)
+    head = getattr(model, "head", model)
+    if not isinstance(head, hosts.head_class()):
+        raise PatchError(f"{type(model).__name__} has no YOLOX head: its head is a {type(head).__name__}.")
+    return head
+
+
+def stage_of(model: Any) -> LossStage | None:
+    """The loss stage that this model's head uses, or None when it is stock."""
+    head = find_head(model)
+    own = _own(head)
+    if own is not None:
+        return own.stage
+    if is_applied():
+        assert _applied is not None
+        return _stage_under_apply(head, _applied.config)
+    return None
+
+
+def _own(head: Any) -> _BoundStage | None:
+    """What ``patch_model`` left on this head.
+
+    Raises:
+        PatchError: the head has a ``get_losses`` of its own that is not the kit's.
+    """
+    own = head.__dict__.get("get_losses")
+    if own is not None and not isinstance(own, _BoundStage):
+        raise PatchError(f"The get_losses of this head was patched by somebody else ({own!r}); undo that first.")
+    return own
+
+
+def patch_model(model: Any, config: LossConfig | Mapping[str, Any] | None = None) -> Any:
+    """Give one live model these losses; it takes precedence over ``apply``.
+
+    Args:
+        model: a YOLOX model, a parallel wrapper around one, or a head.
+        config: a `LossConfig`, or its specs as a dict; stock losses if not given.
+
+    Returns:
+        The model. Copies of it (EMA) have the same losses; its checkpoints are stock's.
+
+    Patching with the same losses again does nothing.
+
+    Raises:
+        PatchError: no YOLOX head, other losses patched in already, or somebody else's patch.
+        HostError: a head whose ``get_losses`` can neither be replaced nor have its loss modules swapped.
+    """
+    head = find_head(model)
+    if not isinstance(config, LossConfig):
+        config = LossConfig.from_specs(config or {})
+    own = _own(head)
+    if own is not None:
+        if own.stage.config == config:
+            return model
+        raise PatchError(
+            f"The model has other losses already: {own.stage.config}. Asked for: {config}. Call unpatch_model() first."
+        )
+    function = type(head).get_losses
+    if function is _get_losses:
+        assert _applied is not None
+        function = _applied.original
+    head.get_losses = _BoundStage(head, make_stage(head, function, config))
+    return model
+
+
+def unpatch_model(model: Any) -> Any:
+    """Undo ``patch_model``; on a model without it, do nothing.
+
+    Returns:
+        The model.
+
+    Raises:
+        PatchError: somebody patched over the kit.
+    """
+    head = find_head(model)
+    if _own(head) is not None:
+        del head.get_losses
+    return model

@@ -1,0 +1,188 @@
+"""Which losses train: four specs, checked."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..data.annotations import default_data_dir, read_class_names
+from ..errors import ConfigError
+from .registry import TERMS, nearest, resolve
+
+KEYS = tuple(f"loss_{term}" for term in TERMS)
+ASSIGNERS = ("auto", "fast", "host")
+ALIASES = {"loss_bbox": "loss_iou"}
+
+
+@dataclass(frozen=True, eq=False)
+class LossConfig:
+    """The specs of the four terms; the defaults are stock YOLOX.
+
+    Args:
+        loss_obj, loss_cls, loss_iou, loss_l1: a name or a dict with ``type`` and knobs.
+        loss_assign: ``fast``, the kit's label assignment, which gives the matches of a known host (an unknown host's
+            own is used instead); ``host``, the host's own; ``auto``, fast where it is proven to give the host's bits,
+            which is on the CPU, else host.
+
+    Raises:
+        ConfigError: a spec that cannot be.
+
+    Two configs are equal when the same losses with the same knobs would train, however they were written.
+    """
+
+    loss_obj: Any = "bce"
+    loss_cls: Any = "bce"
+    loss_iou: Any = "iou"
+    loss_l1: Any = "l1"
+    loss_assign: str = "auto"
+
+    def __post_init__(self) -> None:
+        for term, spec in self.resolved().items():
+            if spec["reduction"] == "none":
+                raise ConfigError(f"loss_{term}: a term of the training loss is one number; reduction is mean or sum.")
+        if self.loss_assign not in ASSIGNERS:
+            hint = nearest(self.loss_assign, ASSIGNERS)
+            raise ConfigError(f"loss_assign is {', '.join(ASSIGNERS)}; got {self.loss_assign!r}.{hint}")
+
+    @classmethod
+    def from_specs(cls, specs: Mapping[str, Any]) -> LossConfig:
+        """The config of ``{"loss_iou": "ciou", ...}``; ``loss_bbox`` is another name of ``loss_iou``."""
+        named: dict[str, Any] = {}
+        for key, spec in specs.items():
+            if key not in (*KEYS, "loss_assign", *ALIASES):
+                raise ConfigError(f"There is no {key!r}.{nearest(key, KEYS)} Choose from: {', '.join(KEYS)}, loss_assign.")
+            name = ALIASES.get(key, key)
+            if name in named:
+                raise ConfigError(f"{key} is another name of {name}; keep one of them.")
+            named[name] = spec
+        return cls(**named)
+
+    @classmethod
+    def from_exp(cls, exp: Any) -> LossConfig:
+        """The config of an experiment: its ``loss_*`` attributes, the default where it has none.
+
+        ``loss_bbox`` is another name of ``loss_iou``; an experiment that sets both to different losses is an error, and so
+        is an attribute that looks like one of these and is none: stock would train without a word.
+        Weights by class name become a list, in the order of the classes of the experiment's annotation file.
+        """
+        _refuse_strangers(exp)
+        specs = {key: copy.deepcopy(getattr(exp, key)) for key in (*KEYS, "loss_assign") if hasattr(exp, key)}
+        for alias, key in ALIASES.items():
+            spec = getattr(exp, alias, None)
+            if spec is None:
+                continue
+            default = cls.__dataclass_fields__[key].default
+            given = specs.get(key, default)
+            if given != default and given != spec:
+                raise ConfigError(f"{alias} is another name of {key}; they say {spec!r} and {given!r}. Keep one.")
+            specs[key] = copy.deepcopy(spec)
+        if "loss_cls" in specs:
+            specs["loss_cls"] = _with_class_numbers(exp, specs["loss_cls"])
+        return cls(**specs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The four specs as they were written, as plain data: ``LossConfig(**config.to_dict()) == config``.
+
+        ``loss_assign`` is among them where it is not the default.
+        """
+        specs = {key: copy.deepcopy(getattr(self, key)) for key in KEYS}
+        return specs if self.loss_assign == "auto" else {**specs, "loss_assign": self.loss_assign}
+
+    def resolved(self) -> dict[str, dict[str, Any]]:
+        """Term -> its loss with every knob spelt out."""
+        return {term: resolve(term, getattr(self, f"loss_{term}")) for term in TERMS}
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, LossConfig)
+            and self.resolved() == other.resolved()
+            and self.loss_assign == other.loss_assign
+        )
+
+    def __hash__(self) -> int:
+        return hash(repr((self.resolved(), self.loss_assign)))
+
+    def __str__(self) -> str:
+        parts = []
+        for term, spec in self.resolved().items():
+            knobs = ", ".join(f"{key}={value!r}" for key, value in spec.items() if key != "type")
+            parts.append(f"loss_{term}={spec['type']}({knobs})")
+        return "  ".join([*parts, f"loss_assign={self.loss_assign}"])
+
+
+_LIKE_A_KEY = 0.85  # los_iou, lossobj; of difflib's ratio
+
+
+def _refuse_strangers(exp: Any) -> None:
+    """Tell a mistyped key of an experiment, which nobody would read."""
+    known = (*KEYS, "loss_assign", *ALIASES, "loss_weights")  # but class_weights may be anybody's
+    strangers = [
+        name
+        for name in dir(exp)
+        if name not in known
+        and not name.startswith("_")
+        and (name.lower().startswith("loss_") or difflib.get_close_matches(name.lower(), known[:-1], 1, _LIKE_A_KEY))
+    ]
+    theirs = _settings_of_host(exp) if strangers else set()  # a fork may have a loss_type of its own
+    for name in strangers:
+        if name not in theirs:
+            raise ConfigError(
+                f"The experiment sets {name}, which is no setting.{nearest(name, known)} Settings are: {', '.join(known)}. "
+                "If it is for code of your own, give it another name, one that does not begin with loss_."
+            )
+
+
+def _settings_of_host(exp: Any) -> set[str]:
+    """The settings that the experiment has from its YOLOX, be that the installed one or a fork."""
+    for cls in type(exp).__mro__:
+        if cls.__module__.partition(".")[0] == "yolox":
+            return set(dir(cls()))
+    return set()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Weights by class.
+
+
+def _with_class_numbers(exp: Any, spec: Any) -> Any:
+    """The spec of the class term with a list where it has weights by name, checked against the number of classes."""
+    resolved = resolve("cls", spec)
+    for key in ("class_weight", "pos_weight"):
+        weights = resolved.get(key)
+        if resolved["type"] != "bce" or not isinstance(weights, (dict, tuple)):
+            continue
+        if isinstance(weights, dict):
+            names = _class_names(exp)
+            for name in weights:
+                if name not in names:
+                    raise ConfigError(
+                        f"loss_cls: {key}: there is no class {name!r}.{nearest(name, names)} The annotation file has: "
+                        f"{', '.join(names)}."
+                    )
+            weights = tuple(weights.get(name, 1.0) for name in names)  # a class not named has weight 1
+            resolved[key] = list(weights)
+            spec = resolved
+        if len(weights) != exp.num_classes:
+            raise ConfigError(
+                f"loss_cls: {key} has {len(weights)} numbers, and the experiment has num_classes = {exp.num_classes}."
+            )
+    return spec
+
+
+def _class_names(exp: Any) -> list[str]:
+    """The names of the classes in the order of their numbers, from the experiment's annotation file."""
+    folder = getattr(exp, "data_dir", None) or default_data_dir()
+    path = os.path.join(folder, "annotations", str(getattr(exp, "train_ann", "")))
+    try:
+        return read_class_names(path, os.path.getmtime(path))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            "loss_cls has weights by class name, and the names stand in the annotation file (COCO format), which cannot "
+            f"be read: {error}. Set data_dir and train_ann, or write the weights as a list, one number a class."
+        ) from error
+
+

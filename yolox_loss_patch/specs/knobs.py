@@ -1,0 +1,169 @@
+"""What a setting of a loss may be, and the errors for what it may not."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import ConfigError
+from .plain import as_python, is_number
+
+
+def nearest(word: Any, choices: Iterable[str]) -> str:
+    """`` Did you mean 'x'?`` where a choice is close to the word, else nothing."""
+    match = difflib.get_close_matches(str(word).lower(), list(choices), n=1, cutoff=0.6)
+    return f" Did you mean {match[0]!r}?" if match else ""
+
+
+
+
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One setting of a loss: its default and what it may be.
+
+    ``low`` and ``high`` bound a number (``open_low``, ``open_high``: the bound itself is out), ``also`` are values
+    allowed besides; a default of type int asks for a whole number. ``choices`` are the words or whole numbers allowed.
+    Anything else has a ``parse`` that returns the value in its own type or raises ValueError, and ``words`` that say
+    what is allowed; None is allowed where it is the default. ``required``: there is no default.
+    """
+
+    default: Any
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+    also: tuple[float, ...] = ()
+    choices: tuple[Any, ...] = ()
+    parse: Callable[[Any], Any] | None = None
+    words: str = ""
+    required: bool = False
+
+    def allowed(self) -> str:
+        """The allowed values in words."""
+        if self.words:
+            return self.words
+        if self.choices:
+            return "one of " + ", ".join(map(str, self.choices))
+        if isinstance(self.default, bool):
+            return "True or False"
+        low = f"above {self.low:g}" if self.open_low else f"at least {self.low:g}"
+        high = f"below {self.high:g}" if self.open_high else f"at most {self.high:g}"
+        bounds = ([low] if self.low > -math.inf else []) + ([high] if self.high < math.inf else [])
+        kind = "a whole number" if isinstance(self.default, int) else "a number"
+        return " ".join([kind, " and ".join(bounds)]).rstrip() + "".join(f", or {value:g}" for value in self.also)
+
+    def check(self, where: str, value: Any) -> Any:
+        """The value in the knob's type; `ConfigError` when it is not allowed."""
+        value = as_python(value)
+        error = ConfigError(f"{where} is {self.allowed()}; got {value!r}.")
+        if self.parse is not None:
+            try:
+                return None if value is None and self.default is None else self.parse(value)
+            except ConfigError:
+                raise
+            except ValueError:
+                raise error from None
+        if self.choices:
+            if value not in self.choices or isinstance(value, bool):
+                words = [choice for choice in self.choices if isinstance(choice, str) and isinstance(value, str)]
+                raise ConfigError(f"{error}{nearest(value, words)}")
+            return type(self.choices[0])(value)
+        if isinstance(self.default, bool):
+            if not isinstance(value, bool):
+                raise error
+            return value
+        if not is_number(value):
+            raise error
+        above = value > self.low if self.open_low else value >= self.low
+        below = value < self.high if self.open_high else value <= self.high
+        if not (above and below) and value not in self.also:
+            raise error
+        if not isinstance(self.default, int):
+            return float(value)
+        if value != int(value):
+            raise error
+        return int(value)
+
+
+def size(value: Any) -> tuple[float, float]:
+    """(height, width), both above 0."""
+    if not isinstance(value, Sequence) or len(value) != 2 or not all(is_number(side) and side > 0 for side in value):
+        raise ValueError
+    return float(value[0]), float(value[1])
+
+
+def length_or_mean(value: Any) -> float | str:
+    """Pixels, at least a thousandth of one; or ``mean``, for a mean over the boxes at hand."""
+    if value == "mean":
+        return "mean"
+    if not is_number(value) or value < 1e-3:
+        raise ValueError
+    return float(value)
+
+
+def first_epoch(value: Any) -> int:
+    """An epoch as the log counts them, from 1."""
+    if not is_number(value) or value < 1 or value != int(value):
+        raise ValueError
+    return int(value)
+
+
+def _factor(value: Any) -> float:
+    value = as_python(value)
+    if not is_number(value) or value < 0:
+        raise ValueError
+    return float(value)
+
+
+def factors(value: Any) -> tuple[float, ...] | dict[str, float]:
+    """One number a class, none below 0, as a list or by the class's name."""
+    if isinstance(value, str) or not isinstance(value, (Sequence, Mapping)) or not value:
+        raise ValueError
+    if isinstance(value, Mapping):
+        return {str(name): _factor(number) for name, number in value.items()}
+    return tuple(map(_factor, value))
+
+
+def factor_or_factors(value: Any) -> float | tuple[float, ...] | dict[str, float]:
+    """One number for all classes, or one a class."""
+    return factors(value) if isinstance(value, (Sequence, Mapping)) else _factor(value)
+
+
+_RANDOM_SAMPLER = {
+    "num": Knob(256, low=1),
+    "pos_fraction": Knob(0.5, low=0, high=1),
+    "neg_pos_ub": Knob(-1.0, low=0, also=(-1.0,)),
+}
+
+
+def sampler(value: Any) -> dict[str, Any] | None:
+    """A sampler's config as MMDetection writes it, every knob spelt out; None for the one that takes all anchors."""
+    if not isinstance(value, Mapping):
+        raise ValueError
+    knobs = dict(value)
+    name = knobs.pop("type", None)
+    if name == "PseudoSampler" and not knobs:
+        return None
+    if name != "RandomSampler":
+        raise ValueError
+    if knobs.pop("add_gt_as_proposals", False) is not False:
+        raise ConfigError(
+            "loss_obj: the sampler cannot have add_gt_as_proposals=True: YOLOX's anchors are the cells of a grid, and "
+            "a ground-truth box is none. Write add_gt_as_proposals=False."
+        )
+    for key in knobs:
+        if key not in _RANDOM_SAMPLER:
+            choices = [*_RANDOM_SAMPLER, "add_gt_as_proposals"]
+            raise ConfigError(
+                f"loss_obj: RandomSampler has no knob {key!r}.{nearest(key, choices)} It has: {', '.join(choices)}."
+            )
+    checked = {
+        key: knob.check(f"loss_obj: {key} of RandomSampler", knobs.get(key, knob.default))
+        for key, knob in _RANDOM_SAMPLER.items()
+    }
+    return {"type": name, **checked}
