@@ -1,7 +1,7 @@
 """YOLOX-nano on the digits of digits_stock.py, from a network that stock YOLOX trained on them; see bccd_finetune.py.
 
-    yolox-loss train -f exps/digits_stock.py -b 8 -expn digits_start max_epoch 60 seed 100
-    yolox-loss sweep -f exps/digits_finetune.py -b 8 -c YOLOX_outputs/digits_start/latest_ckpt.pth --set loss_iou=iou,ciou
+yolox-loss train -f exps/digits_stock.py -b 8 -expn digits_start max_epoch 60 seed 100
+yolox-loss sweep -f exps/digits_finetune.py -b 8 -c YOLOX_outputs/digits_start/latest_ckpt.pth --set loss_iou=iou,ciou
 """
 
 from digits_stock import Exp as BaseExp  # lies beside this file; YOLOX puts the folder of an experiment on the path

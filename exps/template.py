@@ -41,7 +41,9 @@ class Exp(ylp.LossExp, BaseExp):  # LossExp first
 
         # ======================== possibly modified ======================== #
         self.loss_cls = "bce"
-        self.loss_l1 = "l1"  # in the last no_aug_epochs, as in YOLOX; dict(type="smooth_l1", start_epoch=1) from the start
+        self.loss_l1 = (
+            "l1"  # in the last no_aug_epochs, as in YOLOX; dict(type="smooth_l1", start_epoch=1) from the start
+        )
         self.seed = None  # a number makes the run repeatable
         self.input_size = (640, 640)
         self.test_size = (640, 640)

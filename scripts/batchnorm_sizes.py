@@ -35,7 +35,9 @@ def refresh(model, exp, size):
             module.reset_running_stats()
             module.momentum = None  # the mean over all batches
     with quiet():
-        loader = open_data(lambda: exp.get_data_loader(BATCH, False, no_aug=True), exp.data_dir, exp.train_ann, "train_ann")
+        loader = open_data(
+            lambda: exp.get_data_loader(BATCH, False, no_aug=True), exp.data_dir, exp.train_ann, "train_ann"
+        )
         check_dataset(loader.dataset, exp.num_classes, "train")
     model.train()
     for _, (images, targets, *_rest) in zip(

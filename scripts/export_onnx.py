@@ -36,7 +36,13 @@ def export(exp, ckpt, out, decode, opset):
         expected = model(image).numpy()
         # The shapes are constants on purpose, as in YOLOX's own export: one model for one size of image.
         torch.onnx.export(
-            model, (image,), str(out), input_names=["images"], output_names=["output"], opset_version=opset, dynamo=False
+            model,
+            (image,),
+            str(out),
+            input_names=["images"],
+            output_names=["output"],
+            opset_version=opset,
+            dynamo=False,
         )
     onnx.checker.check_model(str(out))
     session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])

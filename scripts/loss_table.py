@@ -100,7 +100,9 @@ def written(text, page):
         before, found, after = text.partition(f"{heading}\n")
         if not found:
             raise SystemExit(f"docs/{page}.md has no heading {heading!r}")
-        text = before + found + re.sub(r"(?:^\|.*\n)+", lambda _, table=table: table, after, count=1, flags=re.MULTILINE)
+        text = (
+            before + found + re.sub(r"(?:^\|.*\n)+", lambda _, table=table: table, after, count=1, flags=re.MULTILINE)
+        )
     return text
 
 
@@ -111,7 +113,9 @@ def draw(path):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    sets = {title: {row["group"]: row for folder in both for row in comparison(folder)} for title, both in DRAWN.items()}
+    sets = {
+        title: {row["group"]: row for folder in both for row in comparison(folder)} for title, both in DRAWN.items()
+    }
     groups = {group for found in sets.values() for group in found if group.split()[0] in TERMS}
 
     def order(group):
@@ -119,7 +123,9 @@ def draw(path):
         return -TERMS.index(group.split()[0]), sum(differences) / len(differences)
 
     names = sorted(groups, key=order)
-    figure, columns = plt.subplots(1, len(sets), figsize=(10, 1.2 + 0.19 * len(names)), sharey=True, layout="constrained")
+    figure, columns = plt.subplots(
+        1, len(sets), figsize=(10, 1.2 + 0.19 * len(names)), sharey=True, layout="constrained"
+    )
     for axes, (title, found) in zip(columns, sets.items(), strict=True):
         for y, name in enumerate(names):
             if name not in found:

@@ -34,7 +34,9 @@ def merge(source: Path, out: Path, name: str) -> list[Path]:
     """
     files = sorted((source / "annotations").glob("instances_*.json"))
     if not files:
-        raise FileNotFoundError(f"{source} has no annotations/instances_*.json; give the folder that YOLOX has as data_dir")
+        raise FileNotFoundError(
+            f"{source} has no annotations/instances_*.json; give the folder that YOLOX has as data_dir"
+        )
     if source.resolve() in (out.resolve(), *out.resolve().parents):
         raise ValueError(f"{out} lies in {source}; choose a folder beside it")
     if out.exists() and any(out.iterdir()):
@@ -68,7 +70,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"merge_classes: {error}", file=sys.stderr)
         return 1
-    print(f"{args.out}: {', '.join(file.name for file in files)} with one class, {args.name!r}; train with num_classes 1")
+    print(
+        f"{args.out}: {', '.join(file.name for file in files)} with one class, {args.name!r}; train with num_classes 1"
+    )
     return 0
 
 

@@ -133,7 +133,10 @@ def test_every_import_follows_an_arrow():
         ("exp/mixin.py", "def late():\n    from ..train.trainer import Trainer"),
         ("exp/mixin.py", "late = __import__('yolox_loss_patch.train.trainer')"),
         ("exp/mixin.py", "import importlib\nlate = importlib.import_module(f'yolox_loss_patch.train.{LossExp}')"),
-        ("exp/mixin.py", "import importlib\nname = 'yolox_loss_patch.train.trainer'\nlate = importlib.import_module(name)"),
+        (
+            "exp/mixin.py",
+            "import importlib\nname = 'yolox_loss_patch.train.trainer'\nlate = importlib.import_module(name)",
+        ),
         ("exp/mixin.py", "from .. import LossConfig"),
         ("runs/record.py", "from ..head import hosts"),
         ("runs/record.py", "import yolox"),

@@ -26,7 +26,10 @@ def test_a_table_is_written_under_its_heading_and_nothing_else_is_touched():
     (heading, table), *rest = loss_table.tables("from_scratch").items()
     others = "".join(f"\n{other}\n\n{written}" for other, written in rest)
     old = f"words | with a bar\n\n{heading}\n\nabout it\n\n| old |\n| --- |\n| \\1 |\n\nafter\n{others}"
-    assert loss_table.written(old, "from_scratch") == f"words | with a bar\n\n{heading}\n\nabout it\n\n{table}\nafter\n{others}"
+    assert (
+        loss_table.written(old, "from_scratch")
+        == f"words | with a bar\n\n{heading}\n\nabout it\n\n{table}\nafter\n{others}"
+    )
 
 
 def test_a_heading_that_is_gone_is_an_error():
@@ -60,7 +63,9 @@ def test_the_table_says_what_the_runs_ended_with(folder):
                 ends.setdefault(name, []).append(float(list(csv.DictReader(file))[-1]["AP"]))
     stock, ours = (sum(values) / len(values) for values in ends.values())
     (row,) = [line for line in loss_table.rows(loss_table.comparison(folder)) if line[0] == "obj bce (target=iou)"]
-    assert row[1] == str(len(ends["obj_bce"])) and row[2].startswith(f"{ours:.3f} ±") and row[3] == f"{ours - stock:+.3f}"
+    assert (
+        row[1] == str(len(ends["obj_bce"])) and row[2].startswith(f"{ours:.3f} ±") and row[3] == f"{ours - stock:+.3f}"
+    )
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -107,4 +112,6 @@ def test_a_set_of_the_tables_by_itself_with_flags_for_its_sweeps(tmp_path):
 
 def test_a_set_that_is_none_is_answered():
     done = subprocess.run([ROOT / "scripts" / "loss_table.sh", "digits_two"], capture_output=True, text=True)
-    assert done.returncode == 2 and "There is no set 'digits_two'. Choose of: bccd_finetune,bccd_catalogue," in done.stderr
+    assert (
+        done.returncode == 2 and "There is no set 'digits_two'. Choose of: bccd_finetune,bccd_catalogue," in done.stderr
+    )

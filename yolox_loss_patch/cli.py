@@ -107,9 +107,13 @@ def _compare(words: list[str]) -> None:
     from .runs.selection import BY
 
     parser = argparse.ArgumentParser(prog="yolox-loss compare", description=(compare.__doc__ or "").splitlines()[0])
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs or globs: YOLOX_outputs/NAME, NAME, 'NAME-*'")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="folders of runs or globs: YOLOX_outputs/NAME, NAME, 'NAME-*'"
+    )
     parser.add_argument("--baseline", help="what the others are held against: a group, or a run in it (default: stock)")
-    parser.add_argument("--by", default="loss", help=f"what makes a group: {', '.join(BY)} (default: loss, all four terms)")
+    parser.add_argument(
+        "--by", default="loss", help=f"what makes a group: {', '.join(BY)} (default: loss, all four terms)"
+    )
     parser.add_argument("--metric", default="AP", help=f"of the differences: {', '.join(AP_COLUMNS)} (default: AP)")
     parser.add_argument("--per-class", action="store_true", help="AP by class as well")
     parser.add_argument("--anyway", action="store_true", help="compare runs that differ in more than losses and seed")
@@ -162,7 +166,9 @@ def _plot(words: list[str]) -> None:
     from .doctor.plot import plot
 
     parser = argparse.ArgumentParser(prog="yolox-loss plot", description=plot.__doc__)
-    parser.add_argument("losses", nargs="+", metavar="LOSS", help="names, or dicts such as \"{'type': 'focal', 'gamma': 1}\"")
+    parser.add_argument(
+        "losses", nargs="+", metavar="LOSS", help="names, or dicts such as \"{'type': 'focal', 'gamma': 1}\""
+    )
     parser.add_argument("--out", required=True, help="the picture, FILE.png or FILE.svg")
     parser.add_argument("--regression", action="store_true", help="box losses: replay the simulation of the DIoU paper")
     parser.add_argument("--points", type=int, default=100, help="places of the simulation (the paper: 5000)")
@@ -188,7 +194,9 @@ def _parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Names
     """The arguments of a command that starts from the experiment's own weights."""
     args = parser.parse_args(words)
     if args.exp_file is not None and (args.name or "").endswith((".pth", ".pt", ".tar")):
-        raise ConfigError(f"{parser.prog} takes no checkpoint (-c is pixeltable-yolox's --config here); leave out {args.name}.")
+        raise ConfigError(
+            f"{parser.prog} takes no checkpoint (-c is pixeltable-yolox's --config here); leave out {args.name}."
+        )
     return args
 
 
@@ -204,12 +212,16 @@ def _verify(words: list[str]) -> None:
     from .doctor.checks import report
     from .doctor.verify import verify
 
-    parser = _experiment_parser("verify", "Stock against kit with default losses: losses, gradients and training steps.")
+    parser = _experiment_parser(
+        "verify", "Stock against kit with default losses: losses, gradients and training steps."
+    )
     parser.add_argument("--steps", type=int, default=50, help="training steps (50)")
     parser.add_argument("-b", "--batch-size", type=int, default=2, help="images a step (2)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help=_DEVICE)
     args = _parsed(parser, words)
-    report(verify(args.exp_file, args.name, args.opts, steps=args.steps, batch_size=args.batch_size, device=args.device))
+    report(
+        verify(args.exp_file, args.name, args.opts, steps=args.steps, batch_size=args.batch_size, device=args.device)
+    )
 
 
 def _calibrate(words: list[str]) -> None:
@@ -220,7 +232,9 @@ def _calibrate(words: list[str]) -> None:
     parser.add_argument("-b", "--batch-size", type=int, default=8, help="images a step (8)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help=_DEVICE)
     parser.add_argument("-c", "--ckpt", help="a checkpoint to start from, as for fine-tuning")
-    parser.add_argument("--out", help="folder for calibration.png and .csv (default: the folder of the experiment's run)")
+    parser.add_argument(
+        "--out", help="folder for calibration.png and .csv (default: the folder of the experiment's run)"
+    )
     args = parser.parse_args(words)
     if args.exp_file is None and args.name is None:  # -c is YOLOX's checkpoint and pixeltable-yolox's experiment
         args.name, args.ckpt = args.ckpt, None

@@ -190,7 +190,9 @@ def test_many_groups_stay_readable(data, tmp_path):
     shown = {side[0] for one in comparison.pictures for side in one.sides}
     gaps = {one.group.runs[0].name: abs(one.difference.mean) for one in comparison.results[1:]}
     assert shown == {"iou", *sorted(gaps, key=gaps.get)[-6:]}
-    assert {one.group.runs[0].name for one in comparison.shown} == shown and comparison.shown[0] is comparison.results[0]
+    assert {one.group.runs[0].name for one in comparison.shown} == shown and comparison.shown[0] is comparison.results[
+        0
+    ]
     assert "Curves, errors and images are shown of stock and of the 6 groups whose AP differs most from it" in " ".join(
         comparison.notes
     )
@@ -210,14 +212,22 @@ def test_a_restless_end_is_told_and_how_to_settle_it(bare, tmp_path):
             edit(tmp_path / folder.name, exp__min_lr_ratio=0.05)
             ends(tmp_path / folder.name, [0.30, 0.36, 0.30, 0.36])
     text = compare([str(tmp_path / "*")])
-    assert "AP moves by 0.042 from one to the next" in text and "min_lr_ratio = 0.002" in text and "which is 0.05 here" in text
+    assert (
+        "AP moves by 0.042 from one to the next" in text
+        and "min_lr_ratio = 0.002" in text
+        and "which is 0.05 here" in text
+    )
     for folder in tmp_path.iterdir():
         edit(folder, exp__min_lr_ratio=0.002)
-    assert "from one to the next" in compare([str(tmp_path / "*")]) and "min_lr_ratio" not in compare([str(tmp_path / "*")])
+    assert "from one to the next" in compare([str(tmp_path / "*")]) and "min_lr_ratio" not in compare(
+        [str(tmp_path / "*")]
+    )
     assert "batch norm" not in compare([str(tmp_path / "*")]), "the sizes are not told"
     for folder in tmp_path.iterdir():
         edit(folder, exp__multiscale_range=1, exp__test_size=[96, 96])
-    assert "sizes of the last batches, here of 64 to 128 px: self.random_size = (3, 3)" in compare([str(tmp_path / "*")])
+    assert "sizes of the last batches, here of 64 to 128 px: self.random_size = (3, 3)" in compare(
+        [str(tmp_path / "*")]
+    )
     for folder in tmp_path.iterdir():
         edit(folder, exp__random_size=[3, 3])
     assert "batch norm" not in compare([str(tmp_path / "*")])

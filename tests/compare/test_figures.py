@@ -129,7 +129,9 @@ def test_what_runs_do_not_tell_has_no_picture(tmp_path):
     assert "Box loss" in titles and not image_rows(shown)
 
 
-@pytest.mark.parametrize("label", ["$x$ <b>&amp;", r"\$a$b$" * 12 + "a_{b}^2 % \\frac", "é 🚀 \u202e \n\t", "n" * 300, ""])
+@pytest.mark.parametrize(
+    "label", ["$x$ <b>&amp;", r"\$a$b$" * 12 + "a_{b}^2 % \\frac", "é 🚀 \u202e \n\t", "n" * 300, ""]
+)
 def test_any_name_can_be_drawn(comparison, label, monkeypatch):
     monkeypatch.setattr(Result, "label", label)
     forest, _, curves, *_ = panels(comparison)

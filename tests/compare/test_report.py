@@ -81,7 +81,9 @@ def made(tmp_path_factory):
         stock = make_run(folder / "runs" / f"stock{seed}", data, 0.12, seed)
         edit(stock, command=["/bin/yolox-loss", "train", "-expn", stock.name])
         make_run(folder / "runs" / f"ciou{QUOTES}{seed}", data, 0.03, seed, {"loss_iou": "ciou"})
-        other = make_run(folder / "runs" / f"{'very-long-name-' * 8}{HOSTILE}{seed}", data, 0.121, seed, {"loss_iou": "giou"})
+        other = make_run(
+            folder / "runs" / f"{'very-long-name-' * 8}{HOSTILE}{seed}", data, 0.121, seed, {"loss_iou": "giou"}
+        )
         record = (other / "run.json").read_text().replace('"giou"', json.dumps(HOSTILE + QUOTES))
         (other / "run.json").write_text(record)
     failed = make_run(folder / "runs" / "failed", data, seed=9, status="failed")
@@ -136,7 +138,9 @@ def test_the_page_needs_nothing_but_itself(made, page):
     for tag, attrs, _ in page.elements:
         for name in ("src", "srcset", "href", "data", "action"):
             assert name not in attrs or attrs[name].startswith(("data:", "#")), (tag, attrs)
-    policy = next(attrs["content"] for _, attrs in page.all("meta") if attrs.get("http-equiv") == "Content-Security-Policy")
+    policy = next(
+        attrs["content"] for _, attrs in page.all("meta") if attrs.get("http-equiv") == "Content-Security-Policy"
+    )
     assert policy.startswith("default-src 'none';") and "unsafe" not in policy and "http" not in policy
     for tag in ("style", "script"):
         ((text, _),) = page.all(tag)
@@ -227,7 +231,9 @@ def test_in_a_browser(made, tmp_path):
     with Browser(tmp_path / "phone", file, 390, 844, dark=True) as browser:
         assert browser.js("document.documentElement.scrollWidth") <= 390
         assert browser.js("getComputedStyle(document.body).backgroundColor") == "rgb(21, 24, 28)"
-        assert browser.js("document.querySelector('picture img').currentSrc === document.querySelector('picture source').srcset")
+        assert browser.js(
+            "document.querySelector('picture img').currentSrc === document.querySelector('picture source').srcset"
+        )
         box = "[...document.querySelectorAll('.scroll')].find(one => one.scrollWidth > one.clientWidth + 100)"
         browser.js(f"{box}.scrollLeft = 100")
         left = f"Math.round({box}.querySelector('tbody th').getBoundingClientRect().left - {box}.getBoundingClientRect().left)"

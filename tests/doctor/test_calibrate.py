@@ -17,7 +17,13 @@ def found(work, tmp_path):
 
     def run(*opts, steps=8, **options):
         return calibrate(
-            str(work / "tiny.py"), opts=list(opts), steps=steps, batch_size=4, device="cpu", out=str(tmp_path), **options
+            str(work / "tiny.py"),
+            opts=list(opts),
+            steps=steps,
+            batch_size=4,
+            device="cpu",
+            out=str(tmp_path),
+            **options,
         )
 
     return run
@@ -114,7 +120,9 @@ def test_what_cannot_be_is_answered(found, opts, steps, words):
 
 
 def test_on_the_command_line(work, digits):
-    (work / "own.py").write_text(EXP.format(data=str(digits)) + "        self.loss_obj = dict(type='varifocal', target='iou')\n")
+    (work / "own.py").write_text(
+        EXP.format(data=str(digits)) + "        self.loss_obj = dict(type='varifocal', target='iou')\n"
+    )
     words = ("calibrate", "-f", "own.py", "--steps", "4", "-b", "2", "--device", "cpu")
     done = cli(work, *words)
     assert "objectness, background" in done.stdout and "warning: the objectness target is the IoU" in done.stdout
@@ -128,7 +136,9 @@ def test_on_the_command_line(work, digits):
 
 def test_the_experiments_element_weights_are_for_the_chosen_losses(found, work):
     with (work / "tiny.py").open("a") as file:
-        file.write("\n    def loss_weights(self, found):\n        return {'label_weights': 3 * (found.classes >= 0).float()}\n")
+        file.write(
+            "\n    def loss_weights(self, found):\n        return {'label_weights': 3 * (found.classes >= 0).float()}\n"
+        )
     stock, chosen = found("loss_iou", "giou").trials[:2]
     assert chosen.rows[0]["grad_cls"] == pytest.approx(3 * stock.rows[0]["grad_cls"], rel=1e-5)
     assert torch.isfinite(torch.tensor(chosen.rows[-1]["grad_cls"]))

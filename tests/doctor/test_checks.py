@@ -160,11 +160,14 @@ def test_an_error_is_an_exit_status_and_stands_with_the_others(tmp_path, digits,
 
 def test_data_of_another_kind_is_left_alone(work):
     text = (work / "tiny.py").read_text()
-    (work / "tiny.py").write_text(text + """
+    (work / "tiny.py").write_text(
+        text
+        + """
     def get_data_loader(self, *args, **kwargs):
         import torch
         return torch.utils.data.DataLoader([1, 2, 3])
-""")
+"""
+    )
     (line,) = [f for f in doctor._experiment(str(work / "tiny.py"), None, []) if f.check == "train"]
     assert line.level == "warning" and "not a COCO data set" in line.text
 

@@ -106,7 +106,10 @@ def test_merge(words, key, value):
 @pytest.mark.parametrize(
     "words,told",
     [
-        (["loss_obj.type", "varifocal"], "keeps its alpha=0.3, loss_weight=2.0. For the defaults of varifocal write loss_obj "),
+        (
+            ["loss_obj.type", "varifocal"],
+            "keeps its alpha=0.3, loss_weight=2.0. For the defaults of varifocal write loss_obj ",
+        ),
         (["loss_obj.type", "varifocal", "loss_obj.alpha", "0.75"], "keeps its loss_weight=2.0."),
         (["loss_obj.type", "varifocal", "loss_obj.alpha", "0.75", "loss_obj.loss_weight", "1"], None),
         (["loss_obj", "varifocal"], None),
@@ -302,7 +305,9 @@ def test_a_setting_that_cannot_be_is_no_success_under_yoloxs_own_tool():
 
 
 def test_load_exp_by_file_keeps_files_of_one_name_apart(tmp_path):
-    text = "from yolox.exp import Exp as B\nclass Exp(B):\n    def __init__(self):\n        super().__init__()\n        "
+    text = (
+        "from yolox.exp import Exp as B\nclass Exp(B):\n    def __init__(self):\n        super().__init__()\n        "
+    )
     for folder, epochs in (("a", 3), ("b", 5)):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "my.py").write_text(f"{text}self.max_epoch = {epochs}\n")
@@ -318,7 +323,9 @@ NAMES = [("# no exp_name", "my"), ("self.exp_name = 'ours'", "ours"), ("setattr(
 @pytest.mark.parametrize("line,name", NAMES)
 def test_a_file_that_does_not_name_its_run_is_its_name(tmp_path, line, name):
     """Told from the code, in the encoding of the file."""
-    text = "# coding: latin-1\n# Gr\u00fc\u00dfe\nfrom yolox.exp import Exp as B\nclass Exp(B):\n    def __init__(self):\n"
+    text = (
+        "# coding: latin-1\n# Gr\u00fc\u00dfe\nfrom yolox.exp import Exp as B\nclass Exp(B):\n    def __init__(self):\n"
+    )
     text += f"        super().__init__()\n        {line}\n"
     (tmp_path / "my.py").write_bytes(text.encode("latin-1"))
     assert load_exp(str(tmp_path / "my.py")).exp_name == name
@@ -359,7 +366,9 @@ def test_an_unknown_model_name_is_answered():
         load_exp(None, "yolox-ss")
 
 
-@pytest.mark.parametrize("path", sorted((__import__("conftest").ROOT / "exps").glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((__import__("conftest").ROOT / "exps").glob("*.py")), ids=lambda path: path.stem
+)
 def test_the_examples_load_and_build(path):
     exp = load_exp(str(path))
     exp.depth, exp.width = 0.33, 0.125

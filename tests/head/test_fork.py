@@ -108,7 +108,9 @@ def test_a_swapped_module_gives_what_the_loss_stage_gives(head_of):
         whole = run_head(stock, inputs)
         stats = stage_of(stock).stats
     for one, other in zip([*swapped[0], *swapped[1]], [*whole[0], *whole[1]], strict=True):
-        assert one is other is None or torch.allclose(torch.as_tensor(one), torch.as_tensor(other), rtol=1e-4, atol=1e-6)
+        assert one is other is None or torch.allclose(
+            torch.as_tensor(one), torch.as_tensor(other), rtol=1e-4, atol=1e-6
+        )
     for key, value in stage_of(head).stats.items():
         assert float(value) == pytest.approx(float(stats[key]), rel=1e-4), key
 
@@ -145,8 +147,6 @@ def test_a_fork_that_calls_its_losses_otherwise_is_refused(head_of, edits, diffe
         number = int(str(error.value).split("does: line ")[1].split()[0])
         text = Path(function.__code__.co_filename).read_text().splitlines()[number - 1]
         assert "self.bcewithlog_loss" in text or "self.iou_loss" in text
-
-
 
 
 @pytest.mark.parametrize("num_classes", [1, 3])

@@ -23,8 +23,12 @@ def got_hosts(tmp_path_factory):
 def assert_as_in_the_table(host, folder, work, digits):
     answers, text = hosts_table.run(folder, work, digits)
     written = hosts_table.read()[host]
-    different = {check: (answers.get(check), answer) for check, answer in written.items() if answers.get(check) != answer}
-    assert not different and answers.keys() == written.keys(), f"{host} (now, in {hosts_table.TABLE}): {different}\n{text}"
+    different = {
+        check: (answers.get(check), answer) for check, answer in written.items() if answers.get(check) != answer
+    }
+    assert not different and answers.keys() == written.keys(), (
+        f"{host} (now, in {hosts_table.TABLE}): {different}\n{text}"
+    )
     assert not [answer for answer in answers.values() if answer.startswith("no")]
 
 
@@ -32,7 +36,9 @@ def assert_as_in_the_table(host, folder, work, digits):
 def test_what_works_on_a_host_is_what_the_table_says(host, tmp_path, digits, request):
     folder = hosts_table.HOSTS[host]
     if host == "YOLOX main" and folder is None:
-        pytest.skip("git main is not on the package index: name a checkout of it in the environment variable YOLOX_MAIN")
+        pytest.skip(
+            "git main is not on the package index: name a checkout of it in the environment variable YOLOX_MAIN"
+        )
     if folder is not None and folder.is_relative_to(ROOT):
         failed = request.getfixturevalue("got_hosts")
         if failed:
@@ -68,7 +74,9 @@ def test_a_host_is_told_by_its_code_not_by_its_version(tmp_path):
     """A label assignment of a fork's own under 0.3.0's version and get_losses."""
     edits = {forks.HEAD: [("center_radius = 2.5", "center_radius = 3.5")]}
     fork = forks.make(tmp_path / "fork", edits)
-    code = "from yolox_loss_patch import hosts; print(hosts.describe()['name'], hosts.assignment_rule(hosts.head_class()))"
+    code = (
+        "from yolox_loss_patch import hosts; print(hosts.describe()['name'], hosts.assignment_rule(hosts.head_class()))"
+    )
     done = cli(tmp_path, "-c", code, python=(), PYTHONPATH=os.pathsep.join([str(fork), str(ROOT)]))
     assert done.stdout.strip() == "yolox 0.3.0 (PyPI), with a label assignment of its own None"
 

@@ -157,8 +157,8 @@ def test_weights_and_targets_reach_the_terms():
     seen = {}
     stage = stage_of(head)
     original = stage.losses["obj"].forward
-    stage.losses["obj"].forward = lambda pred, target, **k: seen.update(pred=pred, target=target) or original(
-        pred, target, **k
+    stage.losses["obj"].forward = lambda pred, target, **k: (
+        seen.update(pred=pred, target=target) or original(pred, target, **k)
     )
     soft = run_head(head, inputs)[0]
     foreground = seen["target"] > 0

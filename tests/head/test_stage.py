@@ -68,14 +68,18 @@ def test_element_weights_reach_their_terms():
         weight = calls[term]["weight"]
         assert set(weight.tolist()) == {1.0, 2.0}
         loss = ylp.build_loss(term, DEFAULT[term])
-        rows = loss(calls[term]["pred"], calls[term]["target"], reduction_override="none").reshape(len(weight), -1).sum(1)
+        rows = (
+            loss(calls[term]["pred"], calls[term]["target"], reduction_override="none").reshape(len(weight), -1).sum(1)
+        )
         want = (rows * weight).sum() / calls[term]["avg_factor"] * (5 if term == "iou" else 1)
         assert float(got[PLACE[term]]) == pytest.approx(float(want), rel=1e-5)
         assert float(got[PLACE[term]]) > float(stock[PLACE[term]])
     assert calls["obj"]["weight"].sum() == calls["obj"]["target"].numel() + 2 * calls["obj"]["target"].sum()
     assert float(got[2]) > float(stock[2])
     # all weights 1: stock
-    same, _ = run({}, inputs, lambda a: {"label_weights": torch.ones(a.num_fg, 3), "bbox_weights": torch.ones(a.num_fg, 4)})
+    same, _ = run(
+        {}, inputs, lambda a: {"label_weights": torch.ones(a.num_fg, 3), "bbox_weights": torch.ones(a.num_fg, 4)}
+    )
     for place in (1, 2, 3):
         assert float(same[place]) == pytest.approx(float(stock[place]), rel=1e-6)
     for nothing in (None, {"label_weights": None}):
@@ -126,13 +130,19 @@ def test_the_sampler_draws_anchors_of_each_image():
     _, calls = run({"loss_obj": dict(type="bce", sampler=dict(type="PseudoSampler"))}, inputs)
     assert "weight" not in calls["obj"]
     _, calls = run(
-        {"loss_obj": dict(type="dice", sampler=SAMPLER)}, inputs, lambda a: {"obj_weights": torch.full((a.fg_mask.numel(),), 2.0)}
+        {"loss_obj": dict(type="dice", sampler=SAMPLER)},
+        inputs,
+        lambda a: {"obj_weights": torch.full((a.fg_mask.numel(),), 2.0)},
     )
     assert set(calls["obj"]["weight"].unique().tolist()) == {0.0, 2.0}
 
 
 WRONG = [
-    ("obj", dict(type="bce", sampler=dict(SAMPLER, add_gt_as_proposals=True)), ["add_gt_as_proposals=True", "cells of a grid"]),
+    (
+        "obj",
+        dict(type="bce", sampler=dict(SAMPLER, add_gt_as_proposals=True)),
+        ["add_gt_as_proposals=True", "cells of a grid"],
+    ),
     ("obj", dict(type="bce", sampler=dict(SAMPLER, number=3)), ["'number'", "Did you mean 'num'"]),
     ("obj", dict(type="bce", sampler=dict(SAMPLER, num=0)), ["num of RandomSampler", "at least 1", "0"]),
     ("obj", dict(type="bce", sampler=dict(SAMPLER, pos_fraction=2)), ["pos_fraction", "at most 1"]),
@@ -184,7 +194,11 @@ MMDET = [
     ("l1", dict(type="SmoothL1Loss", beta=0.5, loss_weight=1.0), dict(type="smooth_l1", beta=0.5)),
     ("l1", dict(type="MSELoss", loss_weight=2.0), dict(type="l2", loss_weight=2.0)),
     ("l1", dict(type="BalancedL1Loss", alpha=0.5, gamma=1.5, beta=1.0), "balanced_l1"),
-    ("cls", dict(type="CrossEntropyLoss", use_sigmoid=True, class_weight=[1.0, 2.0]), dict(type="bce", pos_weight=[1.0, 2.0])),
+    (
+        "cls",
+        dict(type="CrossEntropyLoss", use_sigmoid=True, class_weight=[1.0, 2.0]),
+        dict(type="bce", pos_weight=[1.0, 2.0]),
+    ),
     ("cls", dict(type="CrossEntropyLoss", use_sigmoid=True, class_weight=None), "bce"),
 ]
 
@@ -246,7 +260,9 @@ def test_a_box_loss_of_power_1_is_weighed_by_the_overlap_of_each_box(name):
     weights = torch.linspace(0, 2, len(bare))
     for shape in (weights, weights[:, None].expand(-1, 4)):
         weighed, _ = run({"loss_iou": name}, inputs, lambda found, shape=shape: {"bbox_weights": shape})
-        assert float(weighed[1]) == pytest.approx(5 * float((bare * slope * weights).sum()) / call["avg_factor"], rel=1e-5)
+        assert float(weighed[1]) == pytest.approx(
+            5 * float((bare * slope * weights).sum()) / call["avg_factor"], rel=1e-5
+        )
 
 
 @pytest.mark.parametrize("name", POWER_1)
@@ -408,7 +424,9 @@ def test_training_under_autocast_stays_finite(term, name):
     # YOLOX's rate for two images is 0.0003. (MPDIoU is quadratic in the distance: at 0.01 it diverges on so small images.)
     optimizer = torch.optim.SGD(head.parameters(), lr=0.001, momentum=0.9)
     for step in range(STEPS):
-        features, labels, images = make_batch(batch=2, height=64, width=64, boxes=4, seed=step % 8, empty_every=step % 3)
+        features, labels, images = make_batch(
+            batch=2, height=64, width=64, boxes=4, seed=step % 8, empty_every=step % 3
+        )
         optimizer.zero_grad()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             outputs = head(features, labels, images)

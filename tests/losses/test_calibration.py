@@ -102,7 +102,9 @@ def test_bce_stays_what_it_is(spec):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("spec", [row[0] for row in LOSSES] + [dict(type="focal", gamma=5.0), dict(type="varifocal", gamma=0.0)])
+@pytest.mark.parametrize(
+    "spec", [row[0] for row in LOSSES] + [dict(type="focal", gamma=5.0), dict(type="varifocal", gamma=0.0)]
+)
 def test_finite_and_monotone_at_any_logit(spec, dtype):
     loss = Calibrated(build_loss("obj", spec))
     x = torch.linspace(-100, 100, 2001, dtype=dtype, requires_grad=True)
@@ -121,7 +123,10 @@ def test_the_arguments_of_a_loss_module_reach_the_loss():
     assert torch.allclose(loss(x, target, weight=weight, avg_factor=5.0), 3 * (elements * weight).sum() / 5)
 
 
-SPECS = [row[0] for row in LOSSES] + [dict(type="focal", alpha=0.75, gamma=2.0), dict(type="varifocal", alpha=0.5, gamma=1.0)]
+SPECS = [row[0] for row in LOSSES] + [
+    dict(type="focal", alpha=0.75, gamma=2.0),
+    dict(type="varifocal", alpha=0.5, gamma=1.0),
+]
 
 
 def anchors(scores, share, generator):
@@ -304,7 +309,9 @@ def test_beside_bce_every_argument_reaches_both(name):
     assert torch.allclose(Beside(loss, 1.0)(x, target, weight, avg_factor=5.0), expected)
     total = 3 * bce(x, target, weight, reduction_override="sum") + loss(x, target, weight, reduction_override="sum")
     assert torch.allclose(Beside(loss, 1.0)(x, target, weight, reduction_override="sum"), total)
-    assert torch.allclose(Beside(loss, 0.5)(x, target, avg_factor=5.0), 3 * bce(x, target, avg_factor=5.0) + loss(x, target) / 2)
+    assert torch.allclose(
+        Beside(loss, 0.5)(x, target, avg_factor=5.0), 3 * bce(x, target, avg_factor=5.0) + loss(x, target) / 2
+    )
     if name != "ghmc":
         by_image = build_loss("obj", dict(type=name, scope="image"))
         expected = bce(x, target, avg_factor=5.0) + by_image(x, target, images=3)

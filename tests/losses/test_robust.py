@@ -389,7 +389,9 @@ def test_weights(term, spec):
         assert_close(module(pred, target, weight=weight), (elements * each).mean())  # over all, as MMDetection
         assert_close(module(pred, target, weight=weight, avg_factor=4.0), (elements * each).sum() / 4)
         assert_close(module(pred, target, weight=weight, reduction_override="sum"), (elements * each).sum())
-        assert_close(module(pred, target, weight=weight.half(), reduction_override="none"), elements * each.half().float())
+        assert_close(
+            module(pred, target, weight=weight.half(), reduction_override="none"), elements * each.half().float()
+        )
     got = run(module, pred, target, weight=rows)[1]
     assert_close(got, gradient * rows[:, None])
     assert (got[0] == 0).all()

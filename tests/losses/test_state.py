@@ -40,7 +40,9 @@ def test_wiou_mean_follows_the_batches():
         values = module(pred, target, reduction_override="none")
         assert mean_of(module) == pytest.approx(want, rel=1e-12)
         # moved before it is used
-        assert values[0].item() == pytest.approx(ref.ref_wiou(pred[0].tolist(), target[0].tolist(), mean=want), rel=1e-9)
+        assert values[0].item() == pytest.approx(
+            ref.ref_wiou(pred[0].tolist(), target[0].tolist(), mean=want), rel=1e-9
+        )
     module(pred[:0], target[:0])
     assert mean_of(module) == pytest.approx(want, rel=1e-12)
     module.eval()

@@ -87,13 +87,18 @@ def print_metrics(run):
     """Other metrics into the log's last summary, as a model that has learned something would have them."""
     text = (run / "train_log.txt").read_text()
     start = text.rindex("Average forward time")
-    numbers = iter(["0.357", "0.601", "0.342", "0.111", "0.222", "-1.000", "0.301", "0.402", "0.453", "0.200", "0.300", "-1.000"])
+    numbers = iter(
+        ["0.357", "0.601", "0.342", "0.111", "0.222", "-1.000", "0.301", "0.402", "0.453", "0.200", "0.300", "-1.000"]
+    )
     (run / "train_log.txt").write_text(text[:start] + re.sub(r"(?<=\] = )\S+", lambda _: next(numbers), text[start:]))
 
 
 def printed(run, epoch, name):
     """The values of a loss in an epoch's lines of the log."""
-    return [float(value) for value in re.findall(rf"epoch: {epoch}/3.*, {name}: ([\d.]+),", (run / "train_log.txt").read_text())]
+    return [
+        float(value)
+        for value in re.findall(rf"epoch: {epoch}/3.*, {name}: ([\d.]+),", (run / "train_log.txt").read_text())
+    ]
 
 
 def test_a_finished_run_reads_like_a_record_of_the_kit(made):
@@ -143,7 +148,13 @@ def test_the_experiment_is_that_of_the_kit(made):
 def test_long_and_odd_settings_are_read(run):
     box = "│ seed              │ 3 "
     width = len(next(line for line in (run / "train_log.txt").read_text().splitlines() if line.startswith(box)))
-    rows = ["names│('a long name',", "│ 'and another')", "made│<function f at 0x1>", "dataset│None", "spec│{'type': 'a│b'}"]
+    rows = [
+        "names│('a long name',",
+        "│ 'and another')",
+        "made│<function f at 0x1>",
+        "dataset│None",
+        "spec│{'type': 'a│b'}",
+    ]
     lines = []
     for row in rows:
         key, _, value = row.partition("│")
@@ -162,7 +173,9 @@ def test_a_killed_run_and_its_resumption(stopped, tmp_path):
     assert before[1]["AP"] is not None
     # As a power cut may leave it: a line that breaks off, and blocks that were never written.
     with (run / "train_log.txt").open("a") as file:
-        file.write("2026-01-01 10:00:00.000 | INFO     | yolox.core.trainer:before_epoch:203 - ---> start train epoch1\0\0\0")
+        file.write(
+            "2026-01-01 10:00:00.000 | INFO     | yolox.core.trainer:before_epoch:203 - ---> start train epoch1\0\0\0"
+        )
     train(tmp_path, "--resume")
     record, rows = read_plain(run)
     assert record["status"] == "finished" and record["epochs_done"] == 3
@@ -284,12 +297,16 @@ def test_without_a_log_checkpoints_and_events_tell(run):
     (run / "train_log.txt").unlink()
     record, rows = read_plain(run)
     assert record["status"] == "interrupted" and "no train_log.txt" in record["error"] and record["exp"] == {}
-    assert [(row["epoch"], row["AP"], row["AP50"]) for row in rows] == [(r["epoch"], r["AP"], r["AP50"]) for r in full[1][1:]]
+    assert [(row["epoch"], row["AP"], row["AP50"]) for row in rows] == [
+        (r["epoch"], r["AP"], r["AP50"]) for r in full[1][1:]
+    ]
     assert rows[0]["iou_loss"] is None and record["epochs_done"] == 3
     shutil.rmtree(run / "tensorboard")
     record, rows = read_plain(run)
     assert record["epochs_done"] == 3 and rows == []
-    torch.save({"start_epoch": 2, "model": {}, "best_ap": np.float64(0.25)}, run / "best_ckpt.pth")  # as YOLOX writes it
+    torch.save(
+        {"start_epoch": 2, "model": {}, "best_ap": np.float64(0.25)}, run / "best_ckpt.pth"
+    )  # as YOLOX writes it
     assert read_plain(run)[0]["best_ap"] == 0.25
     latest = run / "latest_ckpt.pth"
     latest.write_bytes(latest.read_bytes()[:1000])  # YOLOX was killed while it wrote it

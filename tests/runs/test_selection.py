@@ -81,7 +81,9 @@ def test_a_run_that_was_killed_is_told_from_one_that_is_running(outputs, tmp_pat
     for change in ({"pid_born": "before the last boot"}, {"pid": 2**22 + 1}):
         edit(tmp_path / "run", **change)
         if birth(os.getpid()) is not None or "pid" in change:
-            assert select([str(tmp_path / "run")]).left_out == ["run: killed after epoch 4 of 4; --resume would finish it"]
+            assert select([str(tmp_path / "run")]).left_out == [
+                "run: killed after epoch 4 of 4; --resume would finish it"
+            ]
 
 
 @pytest.mark.parametrize("text", ['{"status": "runn', '["a list"]', '{"status": "finished"}', ""])
@@ -142,9 +144,7 @@ def test_one_size_against_many_is_a_difference(outputs, tmp_path):
     """Where random_size is not set YOLOX works it out from multiscale_range, and only some records hold the outcome."""
     data = json.loads((outputs / "stock-seed0" / "run.json").read_text())["data"]["val"]
     sizes = {"many": {}, "told": {"random_size": [-2, 8]}, "one": {"random_size": [3, 3]}}
-    many, told, one = (
-        read(make_run(tmp_path / name, data, multiscale_range=5, **exp)) for name, exp in sizes.items()
-    )
+    many, told, one = (read(make_run(tmp_path / name, data, multiscale_range=5, **exp)) for name, exp in sizes.items())
     assert differing([many, one], facts) == {"random_size": ["[-2, 8]", "[3, 3]"]}
     assert differing([many, told], facts) == {}
     assert [training_sizes(one.record["exp"]) for one in (many, told, one)] == [[-2, 8], [-2, 8], [3, 3]]

@@ -30,7 +30,11 @@ MMDET = [
         dict(type="focal", gamma=2.0, alpha=0.25),
     ),
     # the four of MMDetection's own YOLOX config
-    ("cls", dict(type="CrossEntropyLoss", use_sigmoid=True, reduction="sum", loss_weight=1.0), dict(type="bce", reduction="sum")),
+    (
+        "cls",
+        dict(type="CrossEntropyLoss", use_sigmoid=True, reduction="sum", loss_weight=1.0),
+        dict(type="bce", reduction="sum"),
+    ),
     (
         "iou",
         dict(type="IoULoss", mode="square", eps=1e-16, reduction="sum", loss_weight=5.0),
@@ -52,7 +56,9 @@ def test_mmdetection_dicts_keep_their_meaning(term, theirs, ours):
     assert isinstance(ylp.build_loss(term, theirs), ylp.build_loss(term, ours).__class__)
 
 
-@pytest.mark.parametrize("term,name", [(term, name) for term, names in ylp.available_losses().items() for name in names])
+@pytest.mark.parametrize(
+    "term,name", [(term, name) for term, names in ylp.available_losses().items() for name in names]
+)
 def test_every_loss_has_the_papers_preset(term, name):
     paper, default = resolve(term, dict(type=name, preset="paper")), resolve(term, name)
     calibrated = name not in ("bce", "iou") and not name.startswith("alpha") and term != "l1"

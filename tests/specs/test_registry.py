@@ -82,6 +82,7 @@ def test_register_loss_names_the_term_and_a_name_is_taken_once(clean):
             return pred.sum() * 0
 
     assert ylp.available_losses()["obj"][-1] == "mine"
+
     class Other(Mine):
         pass
 
@@ -151,7 +152,12 @@ WRONG = [
     ("obj", dict(type=["focal"]), "there is no loss ['focal']", "unhashable"),
     ("iou", dict(type="wiou", version="3"), "one of 1, 2, 3; got '3'", "mean"),
     ("obj", dict(type="bce", reduction=["mean"]), "mean, sum, none; got ['mean']", "Did"),
-    ("cls", dict(type="CrossEntropyLoss", use_sigmoid=True, ignore_index=255), "none is to be ignored; got 255", "sigmoids"),
+    (
+        "cls",
+        dict(type="CrossEntropyLoss", use_sigmoid=True, ignore_index=255),
+        "none is to be ignored; got 255",
+        "sigmoids",
+    ),
     ("cls", dict(type="CrossEntropyLoss", use_sigmoid=True, avg_non_ignore=True), "avg_non_ignore=False", "sigmoids"),
     ("cls", "CrossEntropyLoss", "write use_sigmoid=True, which is not the default there", "None"),
     ("iou", "SIoULoss", "write neg_gamma=True", "None"),
@@ -168,7 +174,9 @@ def test_a_wrong_spec_is_answered(term, spec, words, absent):
 
 
 def test_mmdetection_defaults_that_are_written_out_are_accepted():
-    theirs = dict(type="CrossEntropyLoss", use_sigmoid=True, ignore_index=None, avg_non_ignore=False, class_weight=[1.0, 2.0])
+    theirs = dict(
+        type="CrossEntropyLoss", use_sigmoid=True, ignore_index=None, avg_non_ignore=False, class_weight=[1.0, 2.0]
+    )
     assert ylp.LossConfig(loss_cls=theirs) == ylp.LossConfig(loss_cls=dict(type="bce", pos_weight=[1.0, 2.0]))
 
 
@@ -239,5 +247,13 @@ def test_list_and_plot_know_the_losses_of_an_experiment_file(clean, tmp_path, ca
     assert "The cube." in told and "[]" not in told
     assert "scale = None: no default, has to be given" in told and "odd = 'no': what the class allows" in told
     LOSSES.rows["l1"].pop("cubic")
-    words = ["plot", "{'type': 'cubic', 'scale': 1}", "l1", "-f", str(tmp_path / "mine.py"), "--out", str(tmp_path / "a.svg")]
+    words = [
+        "plot",
+        "{'type': 'cubic', 'scale': 1}",
+        "l1",
+        "-f",
+        str(tmp_path / "mine.py"),
+        "--out",
+        str(tmp_path / "a.svg"),
+    ]
     assert cli.main(words) == 0 and (tmp_path / "a.svg").is_file()

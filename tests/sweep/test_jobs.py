@@ -51,7 +51,10 @@ def test_a_job_whose_time_is_up_stops_its_training_and_resumes_if_it_got_on(tmp_
         assert again.function.words == job.words and again.function.child is None
         pickle.loads(cloudpickle.dumps(again))
     else:
-        assert again is None and "Not one epoch was finished in 8 of the 10 minutes" in (tmp_path / "screen.log").read_text()
+        assert (
+            again is None
+            and "Not one epoch was finished in 8 of the 10 minutes" in (tmp_path / "screen.log").read_text()
+        )
 
 
 @pytest.mark.parametrize(
@@ -100,7 +103,9 @@ def test_the_time_that_is_left_is_reckoned_from_the_epochs_of_this_job(tmp_path,
 
     def at(seconds, epochs):
         clock[0] = 1000.0 + seconds
-        (folder / "run.json").write_text(json.dumps({"status": "running", "updated": str(seconds), "epochs_done": epochs}))
+        (folder / "run.json").write_text(
+            json.dumps({"status": "running", "updated": str(seconds), "epochs_done": epochs})
+        )
         (folder / "metrics.csv").write_text("epoch,AP,seconds\n" + "".join(f"{n + 1},,90\n" for n in range(epochs)))
         run.follow(None)
         return run.cells()[-1]
@@ -139,7 +144,15 @@ def test_slurm_jobs_are_asked_for_followed_found_again_and_cancelled(slurm, tmp_
     runs = [make_run(tmp_path, f"run{index}") for index in range(3)]
     where.submit(runs)
     script = (slurm / "submitted").read_text()
-    for line in ("partition=long", "gpus-per-node=2", "time=90", "cpus-per-task=4", "mem=1536MB", "array=0-2%2", "requeue"):
+    for line in (
+        "partition=long",
+        "gpus-per-node=2",
+        "time=90",
+        "cpus-per-task=4",
+        "mem=1536MB",
+        "array=0-2%2",
+        "requeue",
+    ):
         assert f"#SBATCH --{line}\n" in script
     assert "srun " in script and "--cpus-per-task=4 " in script.split("srun ")[1] and sys.executable in script
     (slurm / "queue").write_text("7_0|RUNNING|None\n7_1|PENDING|JobArrayTaskLimit\n")

@@ -26,7 +26,7 @@ SWEEP = ("sweep", "-f", "tiny.py", "-b", "8", "--device", "cpu")
         ("bce,focal, varifocal", ["bce", "focal", "varifocal"]),
         ("bce,{'type':'focal','alpha':0.75}", ["bce", "{'type':'focal','alpha':0.75}"]),
         ("(256,320),[64,64]", ["(256,320)", "[64,64]"]),
-        ("'a,b',\"c,'\"", ["'a,b'", "\"c,'\""]),
+        ("'a,b',\"c,'\"", ["'a,b'", '"c,\'"']),
         ("{'a':'}'},2", ["{'a':'}'}", "2"]),
     ],
 )
@@ -64,16 +64,29 @@ def test_a_long_label_is_cut_and_still_tells_values_apart():
 
 def test_a_dry_run_prints_each_command_and_starts_nothing(work, monkeypatch, capsys):
     monkeypatch.chdir(work)
-    words = ["--set", "loss_obj.gamma=1,2", "--set", "loss_iou=iou,ciou", "--seeds", "0,4", "-expn", "mine", "--dry-run"]
+    words = [
+        "--set",
+        "loss_obj.gamma=1,2",
+        "--set",
+        "loss_iou=iou,ciou",
+        "--seeds",
+        "0,4",
+        "-expn",
+        "mine",
+        "--dry-run",
+    ]
     assert command.main([*SWEEP, *words, "--fp16", "loss_obj", "focal", "max_epoch", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     names = [line.removesuffix(": train") for line in lines[::2]]
     assert names[0] == "mine-obj.gamma_1-iou_iou-seed0" and names[-1] == "mine-obj.gamma_2-iou_ciou-seed4"
     assert len(names) == len(set(names)) == 8
-    assert lines[-1].split() == (
-        f"yolox-loss train -f tiny.py -b 8 --device cpu --fp16 -expn {names[-1]} "
-        "loss_obj focal max_epoch 2 loss_obj.gamma 2 loss_iou ciou seed 4"
-    ).split()
+    assert (
+        lines[-1].split()
+        == (
+            f"yolox-loss train -f tiny.py -b 8 --device cpu --fp16 -expn {names[-1]} "
+            "loss_obj focal max_epoch 2 loss_obj.gamma 2 loss_iou ciou seed 4"
+        ).split()
+    )
     assert not (work / "YOLOX_outputs").exists()
 
 

@@ -86,7 +86,9 @@ def test_wandb_gets_its_keys_and_the_run(day):
     assert facts["config"]["loss_iou"] == "ciou" and facts["config"]["max_epoch"] == 1
     assert "wandb-project" not in facts["config"]
     logged = [set(facts) for what, facts in told if what == "log"]
-    assert {"train/total_loss", "train/iou_loss", "train/lr"} <= logged[0] and {"val/COCOAP50_95"} <= set().union(*logged)
+    assert {"train/total_loss", "train/iou_loss", "train/lr"} <= logged[0] and {"val/COCOAP50_95"} <= set().union(
+        *logged
+    )
     assert facts["artifact"]["file"].endswith("latest_ckpt.pth") and told[-1][0] == "finish"
 
 
@@ -118,7 +120,9 @@ def test_fine_tuning_from_a_stock_checkpoint_with_another_class_count(day):
     torch.manual_seed(5)
     stock = get_exp(None, "yolox-nano").get_model()  # 80 classes
     # as YOLOX saves it, with the best AP as a numpy scalar
-    torch.save({"start_epoch": 300, "model": stock.state_dict(), "optimizer": {}, "best_ap": np.float64(0.25)}, day / "80.pth")
+    torch.save(
+        {"start_epoch": 300, "model": stock.state_dict(), "optimizer": {}, "best_ap": np.float64(0.25)}, day / "80.pth"
+    )
     (day / "second").mkdir()
     frozen = "        self.basic_lr_per_img = self.weight_decay = 0.0\n        self.ema = False\n"
     text = (day / "first" / "tiny.py").read_text() + "        self.loss_iou = 'giou'\n" + frozen
@@ -197,5 +201,7 @@ def test_onnx(day, decode):
         expected = model(torch.from_numpy(image)).numpy()
     assert got.shape == (1, 144 + 36 + 9, 15)
     np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-3)
-    done = cli(day, "-f", "first/tiny.py", "-c", "nowhere.pth", check=False, python=(str(ROOT / "scripts/export_onnx.py"),))
+    done = cli(
+        day, "-f", "first/tiny.py", "-c", "nowhere.pth", check=False, python=(str(ROOT / "scripts/export_onnx.py"),)
+    )
     assert done.returncode == 2 and "There is no checkpoint" in done.stderr

@@ -145,7 +145,9 @@ def test_a_run_that_was_stopped_goes_on_exactly(straight, work, epoch, iteration
     assert all(map(torch.equal, momentum, other))
     assert record(run)["status"] == "finished" and record(run)["resumed"][0]["epoch"] == epoch - 1
     assert without_costs(run_folder(straight[0])) == without_costs(run)
-    kept = [sorted(path.name for path in (folder / "predictions").iterdir()) for folder in (run_folder(straight[0]), run)]
+    kept = [
+        sorted(path.name for path in (folder / "predictions").iterdir()) for folder in (run_folder(straight[0]), run)
+    ]
     assert kept[0] == kept[1] == ["epoch_2.json.gz", "epoch_3.json.gz", "epoch_4.json.gz"]
 
 
@@ -444,7 +446,10 @@ def test_eval_save_refuses_other_data_and_no_run(straight, digits, tmp_path, mon
     annotations.write_text(annotations.read_text() + " ")
     assert main([*words, str(latest), "data_dir", str(tmp_path / "other")]) == 2
     error = capsys.readouterr().err
-    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (annotations, digits / "annotations" / annotations.name)]
+    hashes = [
+        hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in (annotations, digits / "annotations" / annotations.name)
+    ]
     assert all(value in error for value in hashes)
     shutil.copy(latest, tmp_path / "weights.pth")
     assert main([*words, str(tmp_path / "weights.pth")]) == 2

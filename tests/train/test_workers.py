@@ -73,7 +73,17 @@ def assert_follows(work, alone):
     rows, expected = read_metrics(run_folder(work)), read_metrics(run_folder(alone))
     assert len(rows) == len(expected) == 3
     for row, other in zip(rows, expected, strict=True):
-        for column in ("total_loss", "iou_loss", "conf_loss", "cls_loss", "l1_loss", "fg_iou", "obj_fg", "obj_bg", "lr"):
+        for column in (
+            "total_loss",
+            "iou_loss",
+            "conf_loss",
+            "cls_loss",
+            "l1_loss",
+            "fg_iou",
+            "obj_fg",
+            "obj_bg",
+            "lr",
+        ):
             assert row[column] == pytest.approx(other[column], rel=1e-4), (row["epoch"], column)
     one, two = checkpoint(run_folder(work))["model"], checkpoint(run_folder(alone))["model"]
     for key, value in one.items():
@@ -181,7 +191,10 @@ def test_workers_that_disagree_stop(work, digits):
     python = (*TORCHRUN, "--standalone", "-m", "yolox_loss_patch")
     done = cli(work, *TRAIN, python=python, check=False)
     assert done.returncode != 0 and not run_folder(work).exists()
-    for text in ("exp.max_epoch is 4 on rank 0 and 5 on rank 1", "losses.iou.type is 'iou' on rank 0 and 'giou' on rank 1"):
+    for text in (
+        "exp.max_epoch is 4 on rank 0 and 5 on rank 1",
+        "losses.iou.type is 'iou' on rank 0 and 'giou' on rank 1",
+    ):
         assert text in done.stderr
     assert "data.train" not in done.stderr and "sha256" not in done.stderr
 
@@ -236,7 +249,11 @@ ENV = {
         (ENV, {"devices": 2}, workers.Place(3, 4, 1, 2)),
         ({"WORLD_SIZE": "4"}, {}, None),  # a cluster's own
         ({"RANK": "0", "WORLD_SIZE": "1"}, {"devices": 2}, None),  # a cluster's single process may spawn workers
-        ({"RANK": "0", "WORLD_SIZE": "2"}, {}, (RunError, "LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT not")),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2"},
+            {},
+            (RunError, "LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT not"),
+        ),
         ({**ENV, "LOCAL_RANK": "one"}, {}, (RunError, "LOCAL_RANK='one'")),
         (ENV, {"devices": 4}, (ConfigError, "torchrun started 2 workers on this machine and -d asks for 4")),
         (ENV, {"num_machines": 2}, (ConfigError, "leave --num_machines 2 out")),

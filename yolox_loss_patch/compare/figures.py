@@ -274,7 +274,9 @@ def _luminance(colour: str) -> float:
 
 def _turns(comparison: Comparison) -> list[int | None]:
     """Each group's place among those that are shown, which decides its colour."""
-    return [next((turn for turn, one in enumerate(comparison.shown) if one is other), None) for other in comparison.results]
+    return [
+        next((turn for turn, one in enumerate(comparison.shown) if one is other), None) for other in comparison.results
+    ]
 
 
 def _differences(axes: Axes, look: Look, texts: list[list[str]], comparison: Comparison) -> None:

@@ -67,7 +67,9 @@ def _answered(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunError(f"--out is a folder that can be made and written to; got {str(out)!r}: {error.strerror}.") from error
+        raise RunError(
+            f"--out is a folder that can be made and written to; got {str(out)!r}: {error.strerror}."
+        ) from error
 
 
 def page(comparison: Comparison, out: Path, rows: Sequence[tuple[str, list[Picture]]]) -> str:

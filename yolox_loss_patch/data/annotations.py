@@ -12,6 +12,7 @@ def default_data_dir() -> str:
     """Where YOLOX looks for data when an experiment does not say: its own ``datasets/COCO``."""
     return os.path.join(importlib.import_module("yolox.data.dataloading").get_yolox_datadir(), "COCO")
 
+
 @functools.lru_cache(maxsize=4)
 def read_class_names(path: str, changed: float) -> list[str]:
     """Read once, as the annotations of a large set take seconds; ``changed``, the file's time, has it read anew."""

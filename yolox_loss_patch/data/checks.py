@@ -42,11 +42,13 @@ def open_data(make: Callable[[], Any], data_dir: str | None, annotation: str, wh
             raise
         raise DataError(reason) from error
 
+
 _NEEDED = {
     "images": ("id", "file_name", "width", "height"),
     "annotations": ("id", "image_id", "category_id", "bbox", "area", "iscrowd"),
     "categories": ("id", "name"),
 }
+
 
 def _why(folder: str | None, annotation: str, where: str) -> str | None:
     if folder is None:
@@ -89,11 +91,13 @@ def _why(folder: str | None, annotation: str, where: str) -> str | None:
             return f"{path!r}: the bbox of annotation {item['id']} is [x, y, width, height] in pixels; got {box!r}."
     return None
 
+
 def coco_dataset(dataset: Any) -> Any | None:
     """The COCO data set inside the wrappers, None where there is none (VOC, a user's own)."""
     while dataset is not None and not hasattr(dataset, "coco"):
         dataset = getattr(dataset, "_dataset", None)
     return dataset
+
 
 def check_dataset(dataset: Any, num_classes: int, split: str, may_be_empty: bool = False) -> dict[str, Any]:
     """Look at a COCO data set before training on it, and count what is in it.
@@ -168,6 +172,7 @@ def check_dataset(dataset: Any, num_classes: int, split: str, may_be_empty: bool
     )
     return facts
 
+
 def _check_cache(coco_set: Any, split: str) -> None:
     """Look whether ``--cache`` holds these images: YOLOX takes the file that it finds, whatever it was made from.
 
@@ -185,6 +190,7 @@ def _check_cache(coco_set: Any, split: str) -> None:
                 f"{split}: the image cache ({where}) does not hold {coco_set.annotations[index][3]!r} at {coco_set.img_size}: "
                 "it was made from other images, for another input_size, or not to its end. Remove it and it is made anew."
             )
+
 
 def file_names(dataset: Any, ids: list[int]) -> list[str]:
     """The files of these image ids, or the ids where the data set cannot tell."""

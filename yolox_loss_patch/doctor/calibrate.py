@@ -202,7 +202,10 @@ class _Trainings:
         self.start = {key: value.clone() for key, value in self.model.state_dict().items()}
         with quiet():
             self.loader = open_data(
-                lambda: exp.get_data_loader(batch_size=batch_size, is_distributed=False), exp.data_dir, exp.train_ann, "train_ann"
+                lambda: exp.get_data_loader(batch_size=batch_size, is_distributed=False),
+                exp.data_dir,
+                exp.train_ann,
+                "train_ann",
             )
             check_dataset(self.loader.dataset, exp.num_classes, "train")
         height, width = exp.input_size
@@ -233,7 +236,12 @@ class _Trainings:
         seed_everything(self.seed, 0, 0)
         batches = Prefetcher(
             training_loader(
-                self.loader, seed=self.seed, rank=0, start=0, mosaic_until=sys.maxsize, pin_memory=self.device.type == "cuda"
+                self.loader,
+                seed=self.seed,
+                rank=0,
+                start=0,
+                mosaic_until=sys.maxsize,
+                pin_memory=self.device.type == "cuda",
             ),
             self.device,
         )
@@ -255,7 +263,9 @@ class _Trainings:
             loss.backward()
             optimizer.step()
             if not stage.gradients:
-                raise RunError("The get_losses of this YOLOX is a fork's own, and does not let the kit see its gradients.")
+                raise RunError(
+                    "The get_losses of this YOLOX is a fork's own, and does not let the kit see its gradients."
+                )
             trial.rows.append({"step": step + 1, **_row(stage)})
         return trial
 
@@ -379,7 +389,9 @@ def _against_stock(resolved: Mapping[str, Any], iou: float) -> float:
         box = torch.tensor([[100.0 + shift, 100.0, side, side]], dtype=torch.float64, requires_grad=True)
         loss = build_term("iou", resolve("iou", spec)).eval()  # a loss with a memory (wiou) as it is at the start
         facts = {"image_size": (200.0, 200.0)} if "image_size" in getattr(loss, "wants", ()) else {}
-        value = loss(box, torch.tensor([[100.0, 100.0, side, side]], dtype=torch.float64), reduction_override="sum", **facts)
+        value = loss(
+            box, torch.tensor([[100.0, 100.0, side, side]], dtype=torch.float64), reduction_override="sum", **facts
+        )
         (gradient,) = torch.autograd.grad(value, box)
         pulls.append(float(gradient[0, 0]))
     return pulls[0] / pulls[1]

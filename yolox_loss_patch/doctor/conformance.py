@@ -173,7 +173,9 @@ class _Check:
             if elements.dim():
                 want = elements * weight.view(-1, *[1] * (elements.dim() - 1))
                 self._close(
-                    self._call(pred, target, weight=weight, reduction_override="none"), want, "a weight multiplies its row"
+                    self._call(pred, target, weight=weight, reduction_override="none"),
+                    want,
+                    "a weight multiplies its row",
                 )
 
     def _inputs(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -223,7 +225,9 @@ class _Check:
         self._call(*self._ordinary(), module=module)
         pred, target = self._ordinary(8)
         want = self._call(pred, target, module=copy.deepcopy(module))
-        self._expect(torch.equal(self._call(pred, target, module=module), want), "a copy gives the same (EMA copies models)")
+        self._expect(
+            torch.equal(self._call(pred, target, module=module), want), "a copy gives the same (EMA copies models)"
+        )
 
     def _perfect(self) -> None:
         if self.term in ("obj", "cls"):
@@ -255,7 +259,9 @@ class _Check:
             return
         before, gradient = self._both(pred, target)
         moved = pred - 1e-4 * gradient / gradient.abs().max().clamp(min=1e-12)
-        self._expect(bool(self._call(moved, target) <= before), "a small step against the gradient does not raise the loss")
+        self._expect(
+            bool(self._call(moved, target) <= before), "a small step against the gradient does not raise the loss"
+        )
 
     def _place(self) -> None:
         """Corners taken for centre and size, or the other way round, show when both boxes move together."""

@@ -99,7 +99,9 @@ def _term(names: list[str], regression: bool) -> str:
         if name not in known:
             every = ", ".join(sorted(known))
             raise ConfigError(f"There is no loss {name!r} to draw.{nearest(name, known)} Choose from: {every}.")
-    raise ConfigError(f"{', '.join(names)} fill different terms and have no axis in common; draw them one term at a time.")
+    raise ConfigError(
+        f"{', '.join(names)} fill different terms and have no axis in common; draw them one term at a time."
+    )
 
 
 def _element_wise(term: str, spec: dict[str, Any]) -> Any:

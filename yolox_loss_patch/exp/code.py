@@ -32,7 +32,9 @@ def own_code(exp: Any) -> dict[str, str]:
                 found.setdefault(name, _code_hash(value))
     return found
 
+
 _NOT_OWN = ("yolox", (__package__ or "").split(".")[0], "builtins")
+
 
 def _code_hash(code: Any) -> str:
     try:

@@ -28,6 +28,7 @@ def choose_device(name: str) -> torch.device:
         raise RunError(f"There is no {name} device on this machine for this torch; available: {', '.join(available)}.")
     return torch.device(name, local_rank() if name == "cuda" else None)  # type: ignore[arg-type]
 
+
 def local_rank() -> int:
     """The rank of this process within its machine, which is also the number of its GPU."""
     rank: int = importlib.import_module("yolox.utils.dist").get_local_rank()

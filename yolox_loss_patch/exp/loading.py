@@ -69,10 +69,12 @@ def load_exp(exp_file: str | None = None, name: str | None = None) -> Any:
     LossConfig.from_exp(exp)
     return exp
 
+
 def _names_its_run(path: Path) -> bool:
     """Whether the code of an experiment file has anything to do with ``exp_name``."""
     nodes = ast.walk(ast.parse(path.read_bytes()))  # bytes, for a file that says in which encoding it is
     return any("exp_name" in (getattr(node, name, None) for name in ("attr", "id", "value")) for node in nodes)
+
 
 def _warn_of_strangers(exp: Any) -> None:
     """Say which settings of an experiment YOLOX will not read because they are mistyped, as ``max_epochs`` is."""
@@ -81,6 +83,7 @@ def _warn_of_strangers(exp: Any) -> None:
         match = difflib.get_close_matches(name, known, 1, 0.9)
         if name not in known and not name.startswith("_") and match and match[0] not in SETTINGS:
             logger.warning(f"The experiment sets {name}, which YOLOX does not read. Did you mean {match[0]!r}?")
+
 
 def _load_config(name: str | None) -> Any:
     """A config of pixeltable-yolox by the name of a model or as ``module:Class``."""
@@ -105,7 +108,9 @@ def _load_config(name: str | None) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise _broken(name, error) from error
-        raise ConfigError(f"There is no module {error.name!r} (looked in {Path.cwd()} and on the Python path).") from error
+        raise ConfigError(
+            f"There is no module {error.name!r} (looked in {Path.cwd()} and on the Python path)."
+        ) from error
     except Exception as error:
         raise _broken(name, error) from error
     cls = getattr(module, class_name, None)
@@ -117,8 +122,10 @@ def _load_config(name: str | None) -> Any:
         )
     return _make(cls, name)
 
+
 def _is_below(value: Any, base: type[Any]) -> bool:
     return isinstance(value, type) and issubclass(value, base)
+
 
 def adapt(exp: Any) -> Any:
     """Make an experiment whose class is not a `LossExp` into one, in place; returns it."""
@@ -129,6 +136,7 @@ def adapt(exp: Any) -> Any:
         for key in SETTINGS:
             setattr(exp, key, getattr(exp, key))
     return exp
+
 
 def _load_module(path: Path) -> Any:
     path = path.resolve()
@@ -148,11 +156,13 @@ def _load_module(path: Path) -> Any:
         raise _broken(str(path), error) from error
     return module
 
+
 def _make(cls: Any, where: str) -> Any:
     try:
         return cls()
     except Exception as error:
         raise _broken(where, error) from error
+
 
 def _broken(where: str, error: Exception) -> Exception:
     if isinstance(error, ConfigError):

@@ -52,6 +52,7 @@ def merge(exp: Any, cfg_list: Sequence[Any]) -> None:
         if key in changes and hasattr(exp, alias):
             setattr(exp, alias, changes[key])
 
+
 def _warn_of_heirs(exp: Any, changes: Mapping[str, Any], words: Sequence[str]) -> None:
     """Say which knobs of a loss went over to the one that took its place by ``loss_obj.type varifocal``."""
     for key in KEYS:
@@ -67,9 +68,11 @@ def _warn_of_heirs(exp: Any, changes: Mapping[str, Any], words: Sequence[str]) -
                 f"For the defaults of {new['type']} write {key} {new['type']}."
             )
 
+
 def _settings(exp: Any) -> list[str]:
     names = {name for name in dir(exp) if not name.startswith("_")}
     return sorted(name for name in names if is_setting(exp, name))
+
 
 def setting_name(key: str) -> str:
     """The key of an override by its one name: ``loss_bbox.type`` is ``loss_iou.type``."""
@@ -83,10 +86,12 @@ def is_setting(exp: Any, key: str) -> bool:
         return True
     return not key.startswith("_") and hasattr(exp, key) and not callable(getattr(exp, key))
 
+
 def _spec_now(exp: Any, key: str) -> Any:
     """The spec that the experiment has now, by whichever name it was set."""
     aliases = [getattr(exp, alias, None) for alias, name in ALIASES.items() if name == key]
     return next((spec for spec in aliases if spec is not None), getattr(exp, key, None))
+
 
 def _spec(key: str, knob: str, spec: Any, value: Any) -> Any:
     """The spec after ``loss_obj focal``, ``loss_obj.gamma 1.5`` or ``loss_obj {'type': 'focal'}``."""
@@ -94,9 +99,14 @@ def _spec(key: str, knob: str, spec: Any, value: Any) -> Any:
         value = _WORDS[value.lower()] if value.lower() in ("true", "false") else literal(value)
     if not knob:
         return value
-    spec = {"type": spec} if isinstance(spec, str) else dict(spec or {"type": LossConfig.__dataclass_fields__[key].default})
+    spec = (
+        {"type": spec}
+        if isinstance(spec, str)
+        else dict(spec or {"type": LossConfig.__dataclass_fields__[key].default})
+    )
     spec[knob] = value
     return spec
+
 
 def _convert(key: str, old: Any, value: Any) -> Any:
     """The value in the type of the setting that it replaces."""

@@ -19,6 +19,7 @@ def settings(exp: Any) -> dict[str, Any]:
     hidden = (*BUILT, *KEYS, "loss_bbox")
     return {key: plain(value) for key, value in vars(exp).items() if not key.startswith("_") and key not in hidden}
 
+
 def loss_config(exp: Any) -> LossConfig:
     """The losses of an experiment.
 
@@ -55,8 +56,12 @@ def check_settings(exp: Any, args: argparse.Namespace, world: int = 1) -> None:
         if len(value) != 2 or any(not isinstance(side, int) or side <= 0 or side % 32 for side in value):
             raise ConfigError(f"{key} is (height, width) in multiples of 32; got {value!r}.")
     sizes = getattr(exp, "random_size", None)
-    if sizes is not None and not (len(sizes) == 2 and all(isinstance(n, int) for n in sizes) and 1 <= sizes[0] <= sizes[1]):
-        raise ConfigError(f"random_size is (smallest, largest), whole numbers from 1 on that count 32 px; got {sizes!r}.")
+    if sizes is not None and not (
+        len(sizes) == 2 and all(isinstance(n, int) for n in sizes) and 1 <= sizes[0] <= sizes[1]
+    ):
+        raise ConfigError(
+            f"random_size is (smallest, largest), whole numbers from 1 on that count 32 px; got {sizes!r}."
+        )
     if getattr(args, "start_epoch", None) is not None and not args.resume:
         raise ConfigError(f"-e {args.start_epoch} is the epoch to go on with; it needs --resume.")
     if args.batch_size < 1:

@@ -121,7 +121,9 @@ def check(function: Callable[..., Any], config: LossConfig) -> None:
 @functools.cache
 def _tell(where: str) -> None:
     """Once a process."""
-    logger.warning(f"{where} is not one that the kit knows. It stays, and the kit swaps only the loss modules it calls. {_OFF}")
+    logger.warning(
+        f"{where} is not one that the kit knows. It stays, and the kit swaps only the loss modules it calls. {_OFF}"
+    )
 
 
 class ForkStage(LossStage):

@@ -83,7 +83,9 @@ def yolox() -> Any:
             f"YOLOX is installed but {error.name!r}, which it imports, is not. Install it with: pip install {error.name}"
         ) from error
     except Exception as error:
-        raise HostError(f"YOLOX is installed but cannot be imported: {type(error).__name__}: {error}. {INSTALL}") from error
+        raise HostError(
+            f"YOLOX is installed but cannot be imported: {type(error).__name__}: {error}. {INSTALL}"
+        ) from error
     return package
 
 
@@ -94,7 +96,9 @@ def _its(module: str, *names: str) -> Any:
     for name in names:
         if hasattr(holder, name):
             return getattr(holder, name)
-    raise HostError(f"The YOLOX in {_folder()} has no {' or '.join(names)} in yolox.{module}; the kit does not know it.")
+    raise HostError(
+        f"The YOLOX in {_folder()} has no {' or '.join(names)} in yolox.{module}; the kit does not know it."
+    )
 
 
 def _folder() -> str:
@@ -214,8 +218,6 @@ def describe() -> dict[str, str]:
         "assignment": rule,
         "path": _folder(),
     }
-
-
 
 
 def postprocess() -> Callable[..., Any]:

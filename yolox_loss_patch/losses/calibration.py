@@ -42,7 +42,9 @@ class _Interpolate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, values: Tensor, start: float) -> Tensor:
         place = (logits - start) / _STEP
-        index = place.long().clamp_(0, len(values) - 2)  # NaN has no place; it becomes one of the ends, and the result NaN
+        index = place.long().clamp_(
+            0, len(values) - 2
+        )  # NaN has no place; it becomes one of the ends, and the result NaN
         left = values[index]
         rise = values[index + 1] - left
         ctx.save_for_backward(rise)

@@ -127,9 +127,7 @@ def varifocal(
     return _with_known_slope(_varifocal, pred, target, alpha, gamma, iou_weighted)
 
 
-def _varifocal(
-    pred: Tensor, target: Tensor, alpha: float, gamma: float, iou_weighted: bool
-) -> tuple[Tensor, Tensor]:
+def _varifocal(pred: Tensor, target: Tensor, alpha: float, gamma: float, iou_weighted: bool) -> tuple[Tensor, Tensor]:
     # Foreground has the slope weight (p - t); in the background the weight moves too: alpha p^gamma (p + gamma (1-p) BCE)
     p, loss, buffer = _start(pred, target)
     outside = torch.sign(target, out=buffer).sub_(1)  # -1 in the background, else 0: `where` takes ten times as long

@@ -97,7 +97,9 @@ class TermLoss(nn.Module):
                 "class targets are one column a class, not class numbers"
             )
         if self.term in ("iou", "l1") and (pred.dim() != 2 or pred.shape[1] != 4):
-            raise ValueError(f"{self._where}: {'boxes' if self.term == 'iou' else 'offsets'} are (N, 4); got {tuple(pred.shape)}")
+            raise ValueError(
+                f"{self._where}: {'boxes' if self.term == 'iou' else 'offsets'} are (N, 4); got {tuple(pred.shape)}"
+            )
         if torch.is_autocast_enabled(pred.device.type):  # entering the context takes longer than asking
             with torch.autocast(pred.device.type, enabled=False):
                 return self._reduced(pred, target, weight, avg_factor, reduction, facts)

@@ -42,6 +42,7 @@ def starting_weights(args: argparse.Namespace) -> str | None:
     path = args.ckpt and Path(args.ckpt)
     return sha256(path) if path and not args.resume and path.is_file() else None
 
+
 def sha256(*files: Path) -> str:
     """Sixteen hex digits of the hash of these files' bytes, one after the other."""
     digest = hashlib.sha256()

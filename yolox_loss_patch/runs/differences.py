@@ -23,6 +23,7 @@ def training_sizes(exp: Mapping[str, Any]) -> list[int] | None:
         return None
     return [height // 32 - span, height // 32 + span]
 
+
 def code_differences(one: Mapping[str, str], two: Mapping[str, str]) -> list[str]:
     """The methods, functions and classes whose code differs, of two tables of `yolox_loss_patch.exp.code.own_code`.
 
@@ -33,6 +34,7 @@ def code_differences(one: Mapping[str, str], two: Mapping[str, str]) -> list[str
         for name in sorted({*one, *two})
         if one.get(name) != two.get(name) and (name.endswith("()") or (name in one and name in two))
     ]
+
 
 def record_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What two records of one folder disagree in, as text; of a resumed run what it cannot go on with."""
@@ -54,6 +56,7 @@ def record_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]
             if plain(old.get(key)) != plain(new.get(key)):
                 lines.append(f"{key}: {old.get(key)!r} there, {new.get(key)!r} now")
     return lines
+
 
 def changed_since(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What a resumed run does otherwise than before, so that it is no longer the run that was never stopped."""

@@ -22,6 +22,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         Path(name).unlink(missing_ok=True)
         raise
 
+
 def save_atomically(state: Any, path: Path) -> None:
     """``torch.save`` that leaves the old file or the new one, whenever the process is killed."""
     new = path.with_name(f".{path.name}.new")

@@ -103,13 +103,17 @@ def _without_log(folder: Path, events: Events) -> tuple[dict[str, Any], list[Row
     """What checkpoints and TensorBoard tell without the log: epochs and AP."""
     record = {**_facts(), "error": f"there is no {LOG} that tells how the run ended"}
     # YOLOX saves the latest one before the evaluation.
-    for key, name, kind, known in (("epochs_done", "start_epoch", int, "latest"), ("best_ap", "best_ap", float, "best")):
+    for key, name, kind, known in (
+        ("epochs_done", "start_epoch", int, "latest"),
+        ("best_ap", "best_ap", float, "best"),
+    ):
         # No such file, or cut off while it was written: YOLOX does not replace it as a whole.
         with contextlib.suppress(RunError, KeyError):
             record[key] = kind(load_checkpoint(folder / f"{known}_ckpt.pth")[name])
     steps = sorted({step for tag in _TAGS.values() for step in events.get(tag, {})})
     rows: list[Row] = [
-        {"epoch": step, **{name: events.get(tag, {}).get(step, [None])[-1] for name, tag in _TAGS.items()}} for step in steps
+        {"epoch": step, **{name: events.get(tag, {}).get(step, [None])[-1] for name, tag in _TAGS.items()}}
+        for step in steps
     ]
     record["epochs_done"] = max([record["epochs_done"], *steps])
     return record, rows

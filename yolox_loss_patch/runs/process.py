@@ -17,6 +17,7 @@ def is_alive(pid: Any, born: Any = None) -> bool:
         pass
     return born is None or birth(int(pid)) in (born, None)
 
+
 def birth(pid: int) -> str | None:
     """When a process began, to tell it from a later one with the same number; None where the system does not say."""
     try:

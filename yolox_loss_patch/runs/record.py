@@ -26,14 +26,6 @@ COLUMNS = (
 )  # fmt: skip
 
 
-
-
-
-
-
-
-
-
 def now() -> str:
     """The time in UTC, to the second."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -120,10 +112,6 @@ def read_evaluations(folder: Path) -> list[dict[str, Any]]:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"{path} cannot be read ({error!r}); make it anew with yolox-loss eval --save.") from error
     return sorted(found, key=lambda facts: facts["epoch"])
-
-
-
-
 
 
 def _write_run(folder: Path, data: dict[str, Any]) -> None:

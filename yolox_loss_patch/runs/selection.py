@@ -307,10 +307,14 @@ def group(runs: Sequence[Run], by: str = "loss") -> list[Group]:
             others = ""
         else:
             weights = run.record.get("code", {}).get(_WEIGHTS)
-            key = json.dumps([*(resolved.get(term) for term in terms), weights if by == "loss" else None], sort_keys=True)
+            key = json.dumps(
+                [*(resolved.get(term) for term in terms), weights if by == "loss" else None], sort_keys=True
+            )
             label = loss_label(run.record, terms, weighed=by == "loss")
             rest = [term for term in resolved if term not in terms]
-            others = "" if by == "loss" else " ".join(filter(None, (loss_label(run.record, rest, weighed=True), weights)))
+            others = (
+                "" if by == "loss" else " ".join(filter(None, (loss_label(run.record, rest, weighed=True), weights)))
+            )
         if key not in labels:
             taken = [other for other in labels.values() if other == label or other.startswith(f"{label} #")]
             labels[key] = f"{label} #{len(taken) + 1}" if taken else label

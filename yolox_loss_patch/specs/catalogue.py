@@ -147,7 +147,14 @@ ROWS: tuple[tuple[tuple[str, ...], str, Loss], ...] = (
     (
         ("obj",),
         "dice_focal",
-        Loss(region.dice_focal, {**_DICE_FOCAL, **_SCOPE}, *_DICE_FOCAL_TEXT, whole_set=True, wants=("images",), beside=1.0),
+        Loss(
+            region.dice_focal,
+            {**_DICE_FOCAL, **_SCOPE},
+            *_DICE_FOCAL_TEXT,
+            whole_set=True,
+            wants=("images",),
+            beside=1.0,
+        ),
     ),
     (("cls",), "dice_focal", Loss(region.dice_focal, _DICE_FOCAL, *_DICE_FOCAL_TEXT, whole_set=True, beside=1.0)),
     (
@@ -171,7 +178,9 @@ ROWS: tuple[tuple[tuple[str, ...], str, Loss], ...] = (
     (
         ("iou",),
         "focal_eiou",
-        Loss(iou.focal_eiou, {"gamma": Knob(0.5, low=0, open_low=True)}, "IoU^gamma EIoU", "2101.08158", by_overlap=True),
+        Loss(
+            iou.focal_eiou, {"gamma": Knob(0.5, low=0, open_low=True)}, "IoU^gamma EIoU", "2101.08158", by_overlap=True
+        ),
     ),
     (("iou",), "alpha_iou", Loss(iou.alpha_iou, _ALPHA, "1 - IoU^alpha", "2110.13675")),
     (("iou",), "alpha_giou", Loss(iou.alpha_giou, _ALPHA, "1 - IoU^alpha + ((|C| - U)/|C|)^alpha", "2110.13675")),
@@ -209,7 +218,9 @@ ROWS: tuple[tuple[tuple[str, ...], str, Loss], ...] = (
             iou.WIoU,
             {
                 "version": Knob(3, choices=(1, 2, 3)),
-                "alpha": Knob(1.9, low=1, high=5, open_low=True),  # alpha^delta goes into the gradient, which has to fit fp16
+                "alpha": Knob(
+                    1.9, low=1, high=5, open_low=True
+                ),  # alpha^delta goes into the gradient, which has to fit fp16
                 "delta": Knob(3.0, low=0, high=6, open_low=True),
                 "momentum": Knob(0.01, low=0, high=1),
             },
@@ -263,7 +274,11 @@ ROWS: tuple[tuple[tuple[str, ...], str, Loss], ...] = (
         "nwd",
         Loss(
             iou.nwd,
-            {"constant": Knob("mean", parse=length_or_mean, words="a number of px at least 0.001, or 'mean': the boxes' size")},
+            {
+                "constant": Knob(
+                    "mean", parse=length_or_mean, words="a number of px at least 0.001, or 'mean': the boxes' size"
+                )
+            },
             "1 - exp(-W/constant)",
             "2110.13389",
             beside=1.0,
@@ -293,7 +308,3 @@ ROWS: tuple[tuple[tuple[str, ...], str, Loss], ...] = (
         ),
     ),
 )
-
-
-
-

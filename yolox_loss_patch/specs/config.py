@@ -54,7 +54,9 @@ class LossConfig:
         named: dict[str, Any] = {}
         for key, spec in specs.items():
             if key not in (*KEYS, "loss_assign", *ALIASES):
-                raise ConfigError(f"There is no {key!r}.{nearest(key, KEYS)} Choose from: {', '.join(KEYS)}, loss_assign.")
+                raise ConfigError(
+                    f"There is no {key!r}.{nearest(key, KEYS)} Choose from: {', '.join(KEYS)}, loss_assign."
+                )
             name = ALIASES.get(key, key)
             if name in named:
                 raise ConfigError(f"{key} is another name of {name}; keep one of them.")
@@ -184,5 +186,3 @@ def _class_names(exp: Any) -> list[str]:
             "loss_cls has weights by class name, and the names stand in the annotation file (COCO format), which cannot "
             f"be read: {error}. Set data_dir and train_ann, or write the weights as a list, one number a class."
         ) from error
-
-

@@ -18,10 +18,6 @@ def nearest(word: Any, choices: Iterable[str]) -> str:
     return f" Did you mean {match[0]!r}?" if match else ""
 
 
-
-
-
-
 @dataclass(frozen=True)
 class Knob:
     """One setting of a loss: its default and what it may be.

@@ -32,13 +32,16 @@ class MMDetName:
     terms: tuple[str, ...] = ()
     refuse: str = ""
 
+
 MMDET = {
     # MMDetection hands class_weight to the sigmoid form as PyTorch's pos_weight.
     "CrossEntropyLoss": MMDetName(
         "bce",
         must={"use_sigmoid": True, "use_mask": False, "ignore_index": None, "avg_non_ignore": False},
         said=("use_sigmoid",),
-        reasons=dict.fromkeys(("ignore_index", "avg_non_ignore"), "every target of YOLOX's counts, none is to be ignored"),
+        reasons=dict.fromkeys(
+            ("ignore_index", "avg_non_ignore"), "every target of YOLOX's counts, none is to be ignored"
+        ),
         renamed={"class_weight": "pos_weight"},
     ),
     "FocalLoss": MMDetName("focal", must={"use_sigmoid": True, "activated": False}),

@@ -307,9 +307,7 @@ def build_loss(term: str, spec: Any) -> nn.Module:
             )
     if loss.own:
         shared = {key: resolved.pop(key) for key in COMMON}
-        return TermLoss(
-            term, name, loss.build, knobs=resolved, whole_set=loss.whole_set, wants=loss.wants, **shared
-        )
+        return TermLoss(term, name, loss.build, knobs=resolved, whole_set=loss.whole_set, wants=loss.wants, **shared)
     weight = 1.0 if "loss_weight" in loss.knobs else resolved.pop("loss_weight")
     if "reduction" not in loss.knobs:
         del resolved["reduction"]

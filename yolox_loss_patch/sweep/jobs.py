@@ -254,12 +254,16 @@ class Local:
         """Where and how many at a time."""
         device = f"GPUs {' | '.join(self.gpus)}" if self.gpus else "no GPU"
         threads = self.environ.get("OMP_NUM_THREADS")
-        return f"{self.at_once} at a time on this machine ({device}{f', {threads} CPU threads each' if threads else ''})"
+        return (
+            f"{self.at_once} at a time on this machine ({device}{f', {threads} CPU threads each' if threads else ''})"
+        )
 
     def submit(self, runs: list[Run]) -> None:
         """Start the jobs of these runs."""
         executor = submitit.LocalExecutor(self.folder)
-        executor.update_parameters(timeout_min=525600, stderr_to_stdout=True)  # submitit's default ends a job in minutes
+        executor.update_parameters(
+            timeout_min=525600, stderr_to_stdout=True
+        )  # submitit's default ends a job in minutes
         for run in runs:
             environ = dict(self.environ)
             if self.gpus:
@@ -391,7 +395,9 @@ class Slurm:
             return  # the controller is busy; the next time then
         lines = [line.strip().split("|") for line in done.stdout.splitlines() if line.count("|") == 2]
         self.queue = {number: (state, reason) for number, state, reason in lines}
-        self.missed = {number: self.missed.get(number, 0) + 1 for number in self.ids.values() if number not in self.queue}
+        self.missed = {
+            number: self.missed.get(number, 0) + 1 for number in self.ids.values() if number not in self.queue
+        }
 
     def waiting(self, run: Run) -> str | None:
         """Why the job is not running."""

@@ -52,13 +52,19 @@ def parser() -> argparse.ArgumentParser:
         "can be given several times",
     )  # fmt: skip
     result.add_argument("--seeds", default="0,1,2", help="the seeds of each combination (default: 0,1,2)")
-    result.add_argument("--jobs", type=int, metavar="N", help="trainings at a time (default: one a GPU, one on CPU; Slurm's)")
+    result.add_argument(
+        "--jobs", type=int, metavar="N", help="trainings at a time (default: one a GPU, one on CPU; Slurm's)"
+    )
     result.add_argument("--dry-run", action="store_true", help="print what would be done, and do nothing")
-    result.add_argument("--cluster", choices=("local", "slurm"), default="local", help="where to train (default: local)")
+    result.add_argument(
+        "--cluster", choices=("local", "slurm"), default="local", help="where to train (default: local)"
+    )
     slurm = result.add_argument_group("with --cluster slurm, each job")
     slurm.add_argument("--partition", help="runs in this partition (default: the cluster's)")
     slurm.add_argument("--gpus-per-node", type=int, metavar="N", help="has so many GPUs (default: none)")
-    slurm.add_argument("--time", type=int, metavar="MIN", help="has so many minutes; then it is queued again and resumes (1440)")
+    slurm.add_argument(
+        "--time", type=int, metavar="MIN", help="has so many minutes; then it is queued again and resumes (1440)"
+    )
     slurm.add_argument("--cpus-per-task", type=int, metavar="N", help="has so many cores (default: the cluster's)")
     slurm.add_argument("--mem", type=float, metavar="GB", help="has so much memory (default: the cluster's)")
     return result
@@ -364,7 +370,9 @@ def sweep(options: argparse.Namespace, args: argparse.Namespace, flags: Sequence
         except KitError as error:
             print(f"No comparison: {error}")
     if failed:
-        raise RunError(f"{len(failed)} of {len(runs)} runs did not finish (above is why); the same command tries them again.")
+        raise RunError(
+            f"{len(failed)} of {len(runs)} runs did not finish (above is why); the same command tries them again."
+        )
 
 
 def _check_options(options: argparse.Namespace) -> None:
@@ -393,7 +401,9 @@ def _train_all(runs: list[Run], where: Local | Slurm, screen: Screen) -> None:
                 for run in queue:
                     run.plan()  # another sweep may have been here
                 active += [run for run in queue if run.todo == "wait"]
-                coming = [run for run in queue if run.todo in ("train", "resume")][: max(0, where.at_once - len(active))]
+                coming = [run for run in queue if run.todo in ("train", "resume")][
+                    : max(0, where.at_once - len(active))
+                ]
                 queue = [run for run in queue if run.todo in ("train", "resume") and run not in coming]
                 if coming:
                     for run in coming:

@@ -64,7 +64,9 @@ def evaluate(args: argparse.Namespace) -> dict[str, float]:
     path = Path(args.ckpt) if args.ckpt else folder / "best_ckpt.pth"
     others = sorted(other.name for other in folder.glob("*_ckpt.pth"))
     if not args.ckpt and others and not path.is_file():
-        raise RunError(f"{folder} has no {path.name}: no evaluation found anything. Choose another with -c: {', '.join(others)}.")
+        raise RunError(
+            f"{folder} has no {path.name}: no evaluation found anything. Choose another with -c: {', '.join(others)}."
+        )
     checkpoint = load_checkpoint(path)
     keeper = _Keeper(exp, args, path, checkpoint) if args.save else None
     model = exp.get_model()

@@ -56,10 +56,6 @@ from .evaluator import Evaluator
 STATE = "resume_state.pth"
 
 
-
-
-
-
 def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], path: str | Path, strict: bool) -> None:
     """Weights of a checkpoint into a model.
 
@@ -82,7 +78,9 @@ def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], path:
             logger.info(f"{path}: another class count; trained anew: {', '.join(retrained)}")
         wrong = [key for key in wrong if key not in retrained]
         if missing and len(missing) <= len(own) // 2:
-            logger.warning(f"{path} lacks {len(missing)} of {len(own)} weights, first {missing[0]}; they start at random")
+            logger.warning(
+                f"{path} lacks {len(missing)} of {len(own)} weights, first {missing[0]}; they start at random"
+            )
             missing = []
         unknown = []
     if wrong or missing or unknown:
@@ -97,10 +95,6 @@ def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], path:
         )
     model.load_state_dict({key: value for key, value in weights.items() if key in own and key not in wrong
                            and value.shape == own[key].shape}, strict=strict)  # fmt: skip
-
-
-
-
 
 
 class Trainer(HostTrainer):
@@ -274,7 +268,12 @@ class Trainer(HostTrainer):
             "epochs_done": 0,
         }  # fmt: skip
         other = before is not None and before["status"] == "running" and before.get("pid") != os.getpid()
-        if before and other and before.get("machine") == facts["machine"] and is_alive(before.get("pid"), before.get("pid_born")):
+        if (
+            before
+            and other
+            and before.get("machine") == facts["machine"]
+            and is_alive(before.get("pid"), before.get("pid_born"))
+        ):
             raise RunError(f"Process {before['pid']} is training in {self.folder} right now; choose another -expn.")
         holds_weights = any(self.folder.glob("*_ckpt.pth"))
         differences = record_differences(before, facts) if before and holds_weights else []
@@ -296,7 +295,9 @@ class Trainer(HostTrainer):
                 "folder with -expn NAME, or remove this one."
             )
         if before is not None and holds_weights and not self.args.resume:
-            logger.warning(f"{self.folder} holds this run, finished {before.get('ended')}; it is trained anew and replaced.")
+            logger.warning(
+                f"{self.folder} holds this run, finished {before.get('ended')}; it is trained anew and replaced."
+            )
         if before is not None and self.args.resume:
             part = {"epoch": before.get("epochs_done"), "was": before["status"], "workers": before.get("workers", 1)}
             if changed := changed_since(before, facts):
@@ -389,7 +390,9 @@ class Trainer(HostTrainer):
             logger.warning(f"{type(evaluator).__name__} is not the kit's and may need CUDA.")
         self.evaluator = evaluator
         if self.team is not None:
-            hashes = {split: {key: facts.get(key) for key in ("sha256", "images", "boxes")} for split, facts in data.items()}
+            hashes = {
+                split: {key: facts.get(key) for key in ("sha256", "images", "boxes")} for split, facts in data.items()
+            }
             self.team.agree({"data": hashes, "batches an epoch": self.max_iter, "epochs done": self.start_epoch})
         if self.record is not None:
             self._note_other_data(data)
@@ -524,9 +527,7 @@ class Trainer(HostTrainer):
         lr = self.lr_scheduler.update_lr(self.progress_in_iter + 1)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.meter.update(
-            iter_time=time.perf_counter() - started, data_time=data_done - started, lr=lr, **losses
-        )
+        self.meter.update(iter_time=time.perf_counter() - started, data_time=data_done - started, lr=lr, **losses)
 
     def _check(self, outputs: dict[str, Any]) -> dict[str, float]:
         """The loss terms and the stage's statistics as numbers, in one transfer.
@@ -576,9 +577,7 @@ class Trainer(HostTrainer):
             self._log({f"train/{name}": value for name, value in {**losses, "lr": lr}.items()}, done)
             self.meter.clear_meters()
         if done % 10 == 0:
-            self.input_size = tuple(
-                self.exp.random_resize(self.prefetcher, self.epoch, self.rank, self.is_distributed)
-            )
+            self.input_size = tuple(self.exp.random_resize(self.prefetcher, self.epoch, self.rank, self.is_distributed))
 
     def _log(self, scalars: dict[str, float], step: int) -> None:
         if self.rank != 0:
@@ -787,14 +786,6 @@ def _is_terminal() -> bool:
     return bool(getattr(sys.stderr, "isatty", lambda: False)())
 
 
-
-
-
-
-
-
-
-
 def _average_norms(*models: torch.nn.Module) -> None:
     """The mean of all ranks' running statistics into the norm layers of each."""
     norms = [module for model in models for module in model.modules()
@@ -807,8 +798,6 @@ def _average_norms(*models: torch.nn.Module) -> None:
     mean /= dist.get_world_size()
     for value, part in zip(values, mean.split([value.numel() for value in values]), strict=True):
         value.copy_(part.view_as(value))
-
-
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -831,7 +820,9 @@ def run(args: argparse.Namespace) -> None:
         return
     if not 0 <= args.machine_rank < args.num_machines:
         last = args.num_machines - 1
-        raise ConfigError(f"--machine_rank is 0 to {last} with --num_machines {args.num_machines}; got {args.machine_rank}.")
+        raise ConfigError(
+            f"--machine_rank is 0 to {last} with --num_machines {args.num_machines}; got {args.machine_rank}."
+        )
     exp = _make_exp(args)  # a mistake is told once, here, and not by every worker
     check_settings(exp, args, args.num_machines * here)
     places = [
@@ -879,7 +870,9 @@ def _worker(place: workers.Place, store: Any | None, args: argparse.Namespace) -
     device = choose_device(args.device).type
     if device == "cuda":
         if place.local_rank >= torch.cuda.device_count():
-            raise RunError(f"Worker {place.local_rank} of this machine has no GPU; there are {torch.cuda.device_count()}.")
+            raise RunError(
+                f"Worker {place.local_rank} of this machine has no GPU; there are {torch.cuda.device_count()}."
+            )
         torch.cuda.set_device(place.local_rank)
     elif device == "mps":
         raise RunError("MPS has one device; train on it in one process.")
