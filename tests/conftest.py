@@ -37,9 +37,10 @@ class Exp(ylp.LossExp, BaseExp):
 """
 
 
-def load_script(name):
-    """A script of the project as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+def load_script(path):
+    """A script of ``scripts/`` or ``benchmarks/``, such as ``"benchmarks/half"``, as a module."""
+    name = path.replace("/", "_")  # benchmarks/losses.py must not be taken for another module called losses
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"{path}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
@@ -50,7 +51,7 @@ def load_script(name):
 def digits(tmp_path_factory):
     """24 training and 8 validation images of handwritten digits in COCO format."""
     folder = tmp_path_factory.mktemp("data") / "digits"
-    load_script("make_digits").make(folder, train=24, val=8, size=96, seed=1)
+    load_script("scripts/make_digits").make(folder, train=24, val=8, size=96, seed=1)
     return folder
 
 

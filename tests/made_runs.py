@@ -12,7 +12,7 @@ from yolox_loss_patch.runs.record import COLUMNS, predictions_file, write_predic
 from yolox_loss_patch.specs.config import LossConfig
 from yolox_loss_patch.train.evaluator import coco_metrics
 
-made = load_script("check_verdict")
+made = load_script("benchmarks/verdict")
 
 
 def make_data(folder, images=12):

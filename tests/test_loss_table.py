@@ -1,4 +1,4 @@
-"""The tables of docs/which_loss.md and docs/from_scratch.md are those that scripts/loss_table.py makes of the comparisons."""
+"""The tables of docs/which_loss.md and docs/from_scratch.md are those that benchmarks/loss_table.py makes of the comparisons."""
 
 import csv
 import json
@@ -12,7 +12,7 @@ from conftest import ROOT, load_script
 
 from yolox_loss_patch import cli
 
-loss_table = load_script("loss_table")
+loss_table = load_script("benchmarks/loss_table")
 FOLDERS = [folder for sets in loss_table.PAGES.values() for folder in sets]
 
 
@@ -79,12 +79,12 @@ def test_every_run_of_a_comparison_has_its_rows(folder):
 
 
 def commands(tmp_path, *words):
-    """What ``scripts/loss_table.sh`` calls ``yolox-loss`` with, in a dry run."""
+    """What ``benchmarks/loss_table.sh`` calls ``yolox-loss`` with, in a dry run."""
     recorder = tmp_path / "yolox-loss"
     recorder.write_text(f"#!{sys.executable}\nimport json, sys\nprint('CALL', json.dumps(sys.argv[1:]))\n")
     recorder.chmod(0o755)
     done = subprocess.run(
-        [ROOT / "scripts" / "loss_table.sh", *words, "--dry-run"],
+        [ROOT / "benchmarks" / "loss_table.sh", *words, "--dry-run"],
         env={**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     return [json.loads(line.removeprefix("CALL ")) for line in done.stdout.splitlines() if line.startswith("CALL ")]
@@ -111,7 +111,7 @@ def test_a_set_of_the_tables_by_itself_with_flags_for_its_sweeps(tmp_path):
 
 
 def test_a_set_that_is_none_is_answered():
-    done = subprocess.run([ROOT / "scripts" / "loss_table.sh", "digits_two"], capture_output=True, text=True)
+    done = subprocess.run([ROOT / "benchmarks" / "loss_table.sh", "digits_two"], capture_output=True, text=True)
     assert (
         done.returncode == 2 and "There is no set 'digits_two'. Choose of: bccd_finetune,bccd_catalogue," in done.stderr
     )

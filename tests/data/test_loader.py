@@ -255,7 +255,7 @@ def test_odd_boxes_train_fine_and_are_counted(work, digits, monkeypatch, capsys)
 
 
 def test_the_digits_are_the_same_bytes_again(tmp_path):
-    digits = load_script("make_digits")
+    digits = load_script("scripts/make_digits")
     prints = []
     for name in ("a", "b"):
         digits.make(tmp_path / name, train=6, val=4, size=96, seed=2)
@@ -265,7 +265,7 @@ def test_the_digits_are_the_same_bytes_again(tmp_path):
 
 
 def test_all_classes_as_one_keeps_images_and_boxes(digits, tmp_path):
-    merge = load_script("merge_classes").main
+    merge = load_script("benchmarks/merge_classes").main
     assert merge([str(digits), str(tmp_path / "one"), "--name", "digit"]) == 0
     for split in ("train", "val"):
         file = f"annotations/instances_{split}2017.json"
@@ -280,7 +280,7 @@ def test_all_classes_as_one_keeps_images_and_boxes(digits, tmp_path):
 
 
 def test_a_set_that_cannot_be_merged_is_told(digits, tmp_path, capsys):
-    merge = load_script("merge_classes").main
+    merge = load_script("benchmarks/merge_classes").main
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     (tmp_path / "bad" / "annotations").mkdir(parents=True)
@@ -297,7 +297,7 @@ def test_a_set_that_cannot_be_merged_is_told(digits, tmp_path, capsys):
 
 
 def test_batch_norm_is_taken_from_the_images_of_one_size_and_the_weights_stay(work, capsys):
-    script = load_script("batchnorm_sizes")
+    script = load_script("benchmarks/batchnorm_sizes")
     exp = load_exp(str(work / "tiny.py"))
     model = exp.get_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -317,7 +317,7 @@ def test_batch_norm_is_taken_from_the_images_of_one_size_and_the_weights_stay(wo
 @pytest.mark.parametrize("name,flags", [("batchnorm_sizes", ["--sizes", "96", "-c"]), ("score_power", [])])
 def test_a_script_on_checkpoints_prints_its_table_or_says_what_is_wrong(name, flags, work, capsys, monkeypatch):
     monkeypatch.chdir(work)
-    script = load_script(name)
+    script = load_script(f"benchmarks/{name}")
     Path("nine.py").write_text(Path("tiny.py").read_text() + "        self.num_classes = 9\n")
     for stem in ("tiny", "nine"):
         torch.save({"model": load_exp(f"{stem}.py").get_model().state_dict()}, f"{stem}.pth")

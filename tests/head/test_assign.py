@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import load_script
 from torch import Tensor
 from yolox.models import YOLOXHead
 
@@ -17,19 +15,8 @@ from yolox_loss_patch.head import assign
 from yolox_loss_patch.head.assign import RULE_0_3_0, RULE_MAIN, Assignment, Rule, fast_assign, host_assign
 
 RULES = pytest.mark.parametrize("rule", [RULE_0_3_0, RULE_MAIN], ids=["0.3.0", "main"])
-
-
-def _load_bench() -> ModuleType:
-    """The script that compares 10,000 images: its random images and its comparison serve here as well."""
-    path = ROOT / "scripts" / "bench_assign_equality.py"
-    spec = importlib.util.spec_from_file_location("bench_assign_equality", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-bench = _load_bench()
+# The script that compares 10,000 images: its random images and its comparison serve here as well.
+bench = load_script("benchmarks/assign_equality")
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +71,7 @@ def dense(monkeypatch: pytest.MonkeyPatch, **arguments: Any) -> Assignment:
 # ---- against the host
 @pytest.mark.parametrize("seed", range(0, 300, 25))
 def test_equals_the_host_on_random_images(head: Any, host: Rule, seed: int) -> None:
-    # 300 images here; scripts/bench_assign_equality.py does 10,000
+    # 300 images here; benchmarks/assign_equality.py does 10,000
     results = {i: bench.compare(head, bench.random_scene(i), host) for i in range(seed, seed + 25)}
     assert set(results.values()) <= {"equal", "refused"}, {i: r for i, r in results.items() if r == "mismatch"}
     assert list(results.values()).count("equal") >= 20  # the host refuses an image now and then, not often

@@ -11,7 +11,7 @@ from yolox_loss_patch.head.half import decode_in_fp32, half_dtype
 from yolox_loss_patch.head.patch import stage_of
 from yolox_loss_patch.runs.record import read_metrics
 
-check_half = load_script("check_half")
+bench = load_script("benchmarks/half")
 EVERY = [(term, name) for term, names in ylp.available_losses().items() for name in names]
 
 
@@ -47,11 +47,11 @@ def decoded(raw):
 
 @pytest.mark.parametrize("assigner", ["fast", "host"])
 def test_boxes_and_targets_are_not_rounded_to_half(assigner):
-    inputs = check_half.scene()
+    inputs = bench.scene()
     labels = inputs[1][inputs[1].sum(2) > 0]
     errors = {}
     for fixed in (False, True):
-        head = check_half.flat_head()
+        head = bench.flat_head()
         for conv in head.reg_preds:  # some of the predicted boxes are hundreds of pixels large
             conv.weight.data.mul_(20)
         ylp.patch_model(head, {"loss_assign": assigner})
@@ -98,8 +98,8 @@ def test_fp32_keeps_its_bits_and_a_copy_decodes_for_itself():
 
 @pytest.mark.parametrize("term,name", EVERY)
 def test_training_on_boxes_of_1_to_2000_px_stays_finite(term, name):
-    """Some steps; scripts/check_half.py makes 500."""
-    totals, left_out = check_half.train(term, name, steps=4, device="cpu")
+    """Some steps; benchmarks/half.py makes 500."""
+    totals, left_out = bench.train(term, name, steps=4, device="cpu")
     assert len(totals) == 4 and left_out == 0 and totals[-1] != totals[0]
 
 

@@ -8,7 +8,7 @@ import forks
 import pytest
 from conftest import EXP, ROOT, cli, load_script
 
-hosts_table = load_script("hosts_table")
+bench = load_script("benchmarks/hosts")
 
 
 @pytest.fixture(scope="session")
@@ -21,20 +21,18 @@ def got_hosts(tmp_path_factory):
 
 
 def assert_as_in_the_table(host, folder, work, digits):
-    answers, text = hosts_table.run(folder, work, digits)
-    written = hosts_table.read()[host]
+    answers, text = bench.run(folder, work, digits)
+    written = bench.read()[host]
     different = {
         check: (answers.get(check), answer) for check, answer in written.items() if answers.get(check) != answer
     }
-    assert not different and answers.keys() == written.keys(), (
-        f"{host} (now, in {hosts_table.TABLE}): {different}\n{text}"
-    )
+    assert not different and answers.keys() == written.keys(), f"{host} (now, in {bench.TABLE}): {different}\n{text}"
     assert not [answer for answer in answers.values() if answer.startswith("no")]
 
 
-@pytest.mark.parametrize("host", hosts_table.HOSTS)
+@pytest.mark.parametrize("host", bench.HOSTS)
 def test_what_works_on_a_host_is_what_the_table_says(host, tmp_path, digits, request):
-    folder = hosts_table.HOSTS[host]
+    folder = bench.HOSTS[host]
     if host == "YOLOX main" and folder is None:
         pytest.skip(
             "git main is not on the package index: name a checkout of it in the environment variable YOLOX_MAIN"
@@ -46,7 +44,7 @@ def test_what_works_on_a_host_is_what_the_table_says(host, tmp_path, digits, req
     assert_as_in_the_table(host, folder, tmp_path, digits)
 
 
-@pytest.mark.parametrize("fork,edits", list(zip(hosts_table.FORKS, (forks.BACKBONE, forks.BRANCH), strict=True)))
+@pytest.mark.parametrize("fork,edits", list(zip(bench.FORKS, (forks.BACKBONE, forks.BRANCH), strict=True)))
 def test_what_works_on_a_fork_is_what_the_table_says(fork, edits, tmp_path, digits):
     assert_as_in_the_table(fork, forks.make(tmp_path / "fork", edits), tmp_path / "run", digits)
 
@@ -82,4 +80,4 @@ def test_a_host_is_told_by_its_code_not_by_its_version(tmp_path):
 
 
 def test_the_readme_has_the_table():
-    assert hosts_table.markdown(hosts_table.read()) in (ROOT / "README.md").read_text()
+    assert bench.markdown(bench.read()) in (ROOT / "README.md").read_text()

@@ -116,7 +116,7 @@ def test_the_time_that_is_left_is_reckoned_from_the_epochs_of_this_job(tmp_path,
     assert at(60, 3) == "0:00:30"
 
 
-# Slurm's commands as far as the sweep sees them; scripts/check_slurm.sh does it with a real Slurm.
+# Slurm's commands as far as the sweep sees them; benchmarks/slurm.sh does it with a real Slurm.
 SLURM = {
     "sbatch": 'cp "$1" "$(dirname "$0")/submitted"; echo "Submitted batch job 7"',
     "srun": "exit 1",

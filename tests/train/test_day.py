@@ -191,7 +191,9 @@ def test_onnx(day, decode):
     onnxruntime = pytest.importorskip("onnxruntime")
     exp = load_exp(str(day / "first" / "tiny.py"))
     out = day / f"tiny{decode}.onnx"
-    difference = load_script("export_onnx").export(exp, run_folder(day) / "latest_ckpt.pth", out, decode, opset=11)
+    difference = load_script("scripts/export_onnx").export(
+        exp, run_folder(day) / "latest_ckpt.pth", out, decode, opset=11
+    )
     assert difference < 1e-5
     image = np.random.default_rng(2).uniform(0, 255, (1, 3, 96, 96)).astype(np.float32)
     (got,) = onnxruntime.InferenceSession(str(out)).run(["output"], {"images": image})

@@ -1,11 +1,11 @@
 """Time and peak memory of each loss, forward and backward, beside the same loss in torchvision.ops and in ultralytics.
 
-    python scripts/bench_losses.py --out benchmarks/losses.csv [--device cpu] [--repeats 100] [--only giou,focal]
+    python benchmarks/losses.py --out benchmarks/losses.csv [--device cpu] [--repeats 100] [--only giou,focal]
 
 ultralytics is compared with when it is found; it is no dependency. To have it aside, and not touch the environment:
 
     pip install --no-deps --target PEER ultralytics pyyaml requests urllib3 idna certifi charset-normalizer
-    python scripts/bench_losses.py --peer-path PEER
+    python benchmarks/losses.py --peer-path PEER
 
 Those of a row alternate in one run, in a new order each time, so that whatever else the machine does hits all of them; and
 they have to give the same number. A row is the fastest of the repeats, because others only add. With one thread on the CPU

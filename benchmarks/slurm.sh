@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Check `yolox-loss sweep --cluster slurm` on a real Slurm: two nodes on this one machine, set up in a temporary folder.
 #
-#   PYTHON=.venv/bin/python scripts/check_slurm.sh
+#   PYTHON=.venv/bin/python benchmarks/slurm.sh
 #
 # Needs root, and Slurm and MUNGE (Debian and Ubuntu: apt install slurm-wlm munge); no service has to run, and none is
 # left running. Takes two minutes. Two runs, one on each node: one job is requeued as by preemption, one is told that its time is
@@ -9,7 +9,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=$(realpath -s "${PYTHON:-.venv/bin/python}")
-fail() { echo "check_slurm: $*" >&2; exit 1; }
+fail() { echo "slurm: $*" >&2; exit 1; }
 [ "$(id -u)" = 0 ] || fail "needs root"
 for tool in munged slurmctld slurmd sbatch; do command -v "$tool" >/dev/null || fail "no $tool; install slurm-wlm and munge"; done
 
@@ -81,7 +81,7 @@ for run in "${runs[@]}"; do
     fail "$run did not get through its first epoch"
 done
 mapfile -t jobs < <(squeue --array --noheader --format %i | sort)
-echo "check_slurm: requeue ${jobs[0]}, time is up for ${jobs[1]}, kill -9 the sweep, start it again"
+echo "slurm: requeue ${jobs[0]}, time is up for ${jobs[1]}, kill -9 the sweep, start it again"
 scontrol requeue "${jobs[0]}"
 scancel --signal=USR2 "${jobs[1]}"
 kill -9 "$sweep"
@@ -91,4 +91,4 @@ for run in "${runs[@]}"; do
     grep -q '"resumed": \[' "$run/run.json" || fail "$run was not resumed"
 done
 [ "$(ls "$dir"/runs/tiny-sweep/jobs/*_submission.sh | wc -l)" = 1 ] || fail "jobs that were in the queue were submitted again"
-echo "check_slurm: all well"
+echo "slurm: all well"

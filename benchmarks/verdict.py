@@ -1,6 +1,6 @@
 """How often `compare` says "different": of groups that do not differ, and of groups with a planted difference.
 
-    python scripts/check_verdict.py [--trials 1000] [--out benchmarks/verdict.csv]
+    python benchmarks/verdict.py [--trials 1000] [--out benchmarks/verdict.csv]
 
 A made detector stands for a training: it finds the boxes of made images with an error of its own, drawn from its seed, and
 adds false alarms. Its detections go the whole way: hotcoco's metrics, the interval over seeds, the bootstrap over images, the

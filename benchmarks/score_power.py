@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Does a power on the objectness at inference repair a detector? AP of checkpoints with objectness**power as the score.
 
-    python scripts/score_power.py -f exps/bccd_nano.py YOLOX_outputs/NAME/latest_ckpt.pth ...
+    python benchmarks/score_power.py -f exps/bccd_nano.py YOLOX_outputs/NAME/latest_ckpt.pth ...
 
 Power 3 undoes most of what focal loss with gamma 2 does to small scores (docs/swaps.md).
 """

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Copy a COCO data set with all its classes as one: to train a detector that only finds, and to see what classes cost.
 
-    python scripts/merge_classes.py datasets/digits datasets/digits_one --name digit
+    python benchmarks/merge_classes.py datasets/digits datasets/digits_one --name digit
     yolox-loss train -f exps/digits_stock.py -b 8 data_dir datasets/digits_one num_classes 1
 
 It copies annotations/instances_*.json, each with one category of id 1, and the folders of images beside annotations/.

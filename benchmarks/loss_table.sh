@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Every training behind the tables of docs/which_loss.md and docs/from_scratch.md, their comparisons, and the tables again.
 #
-#   scripts/loss_table.sh                                 all of it: days on two cores
-#   scripts/loss_table.sh digits_one bccd_one             these sets only, see below
-#   scripts/loss_table.sh digits_one --jobs 2             with flags for each sweep: --jobs, --device, --cluster, --dry-run
+#   benchmarks/loss_table.sh                                 all of it: days on two cores
+#   benchmarks/loss_table.sh digits_one bccd_one             these sets only, see below
+#   benchmarks/loss_table.sh digits_one --jobs 2             with flags for each sweep: --jobs, --device, --cluster, --dry-run
 #
 # Finished runs are skipped and those that were cut off are resumed, so the same command goes on where it stopped. Needs
 # the environment of scripts/setup.sh or one of your own with yolox-loss, and for the blood cells their folder in $BCCD.
@@ -52,7 +52,7 @@ blood_cells() {
     echo "The blood cells are not in $BCCD; set BCCD to their folder (where to get them: exps/bccd_nano.py)." >&2
     exit 2
 }
-one_class() { [ $dry = yes ] || [ -d "$2" ] || python scripts/merge_classes.py "$1" "$2" --name "$3"; }
+one_class() { [ $dry = yes ] || [ -d "$2" ] || python benchmarks/merge_classes.py "$1" "$2" --name "$3"; }
 digits_start() { digits && sweep digits_stock 100 -expn digits_start max_epoch 60 eval_interval 5; }
 bccd_start() { blood_cells && sweep bccd_nano 100 -expn bccd_start max_epoch 90; }
 DIGITS_START=YOLOX_outputs/digits_start-seed100/latest_ckpt.pth
@@ -209,4 +209,4 @@ for set in "${sets[@]}"; do
     "train_$set"
     [ $dry = yes ] || keep "$set"
 done
-[ $dry = yes ] || python scripts/loss_table.py
+[ $dry = yes ] || python benchmarks/loss_table.py

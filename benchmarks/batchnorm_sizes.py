@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How much does AP hang on the sizes of the last batches? AP of checkpoints whose batch norm saw one size only.
 
-    python scripts/batchnorm_sizes.py -f exps/digits_finetune.py -c YOLOX_outputs/NAME/latest_ckpt.pth --sizes 128 160 192
+    python benchmarks/batchnorm_sizes.py -f exps/digits_finetune.py -c YOLOX_outputs/NAME/latest_ckpt.pth --sizes 128 160 192
 
 The weights stay; the running means and variances are taken anew from training images of each size (no mosaic, an epoch
 of them). With multi-scale training they are those of whatever sizes came last: docs/which_loss.md.

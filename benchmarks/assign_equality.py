@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Compare the fast label assignment with the installed YOLOX's own on random images; the result goes to a CSV file.
 
-    python scripts/bench_assign_equality.py                       10,000 images, some minutes
-    python scripts/bench_assign_equality.py --images 200 --seed 7 --output ""
+    python benchmarks/assign_equality.py                       10,000 images, some minutes
+    python benchmarks/assign_equality.py --images 200 --seed 7 --output ""
 
 An image is a mismatch unless foreground mask, matched boxes, classes and the bits of the IoUs are all equal. The images
 have 1 to 300 boxes (tiny, huge, outside, duplicate, without area), 1 to 80 classes, 96 to 640 pixels a side, and

@@ -3,9 +3,9 @@
 from benchmarks/SET/comparison.csv as `compare` writes it.
 
     yolox-loss compare 'bccd_nano-*' --out benchmarks/bccd
-    python scripts/loss_table.py
+    python benchmarks/loss_table.py
 
-The last column is the newest measurement in benchmarks/stage.csv (scripts/bench_stage.py; 20 boxes an image).
+The last column is the newest measurement in benchmarks/stage.csv (benchmarks/stage.py; 20 boxes an image).
 """
 
 import csv

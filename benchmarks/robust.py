@@ -1,6 +1,6 @@
 """A million hostile boxes, logits and offsets through every loss of the kit: value and gradient have to be finite.
 
-    python scripts/fuzz_losses.py [--count 1000000] [--seed 1]
+    python benchmarks/robust.py [--count 1000000] [--seed 1]
 
 The inputs and the losses with their knobs are those of tests/losses/test_robust.py, which runs a tenth of it.
 """

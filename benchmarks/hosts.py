@@ -2,7 +2,7 @@
 """What works on which YOLOX: run the checks of tests/host_checks.py on each, write benchmarks/hosts.csv, print the table.
 
     scripts/get_hosts.sh
-    YOLOX_MAIN=/path/to/a/checkout python scripts/hosts_table.py
+    YOLOX_MAIN=/path/to/a/checkout python benchmarks/hosts.py
 
 tests/test_hosts.py runs the same checks and compares what they answer with the file.
 """
@@ -67,17 +67,17 @@ def main():
     from conftest import load_script
 
     if HOSTS["YOLOX main"] is None:
-        sys.exit("hosts_table: name a checkout of YOLOX's git main in the environment variable YOLOX_MAIN")
+        sys.exit("hosts: name a checkout of YOLOX's git main in the environment variable YOLOX_MAIN")
     with tempfile.TemporaryDirectory() as made:
         work = Path(made)
         data = work / "digits"
-        load_script("make_digits").make(data, train=24, val=8, size=96, seed=1)
+        load_script("scripts/make_digits").make(data, train=24, val=8, size=96, seed=1)
         folders = dict(HOSTS)
         for name, edits in zip(FORKS, (forks.BACKBONE, forks.BRANCH), strict=True):
             folders[name] = forks.make(work / name, edits)
         answers = {}
         for host, folder in folders.items():
-            print(f"hosts_table: {host}", file=sys.stderr)
+            print(f"hosts: {host}", file=sys.stderr)
             answers[host], _ = run(folder, work / "runs" / host, data)
     with TABLE.open("w", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")

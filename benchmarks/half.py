@@ -1,8 +1,8 @@
 """Train every loss in half precision on boxes of 1 to 2000 px, and see that it stays finite.
 
-    python scripts/check_half.py                       # bf16 on the CPU: a quarter of an hour
-    python scripts/check_half.py --device cuda         # fp16, with loss scaling as in training
-    python scripts/check_half.py --losses ciou focal --steps 50
+    python benchmarks/half.py                       # bf16 on the CPU: a quarter of an hour
+    python benchmarks/half.py --device cuda         # fp16, with loss scaling as in training
+    python benchmarks/half.py --losses ciou focal --steps 50
 
 A line a loss; exit status 1 when a loss or a gradient was not finite.
 """

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Time and memory of YOLOX's loss stage, stock against the kit's: forward and backward of ``get_losses``.
 
-    python scripts/bench_stage.py                     # boxes an image, then every loss; appends to benchmarks/stage.csv
-    python scripts/bench_stage.py --boxes 20 --losses none
-    python scripts/bench_stage.py --plot              # draws benchmarks/stage.png from the CSV
+    python benchmarks/stage.py                     # boxes an image, then every loss; appends to benchmarks/stage.csv
+    python benchmarks/stage.py --boxes 20 --losses none
+    python benchmarks/stage.py --plot              # draws benchmarks/stage.png from the CSV
 
 Stock and kit alternate within one process, so that a machine whose speed drifts slows both; what counts is the ratio of
 the medians. Memory is the growth of the process's peak during one call (Linux), or of the allocator's on CUDA.
