@@ -94,7 +94,8 @@ def _sweep(words: list[str]) -> None:
             "sweep is for a YOLOX with experiment files. With config classes train each run by itself, yolox-loss train -c "
             "module:Class -n NAME -D loss_iou=ciou -D seed=0, then compare them."
         )
-    from .sweep.schedule import parser, sweep  # after the line above, which says it when there is no YOLOX
+    from .sweep.plan import parser  # after the line above, which says it when there is no YOLOX
+    from .sweep.schedule import sweep
 
     options, rest = parser().parse_known_args(words)
     args = _host_parser("train", rest, verb="sweep", profile=_PROFILE)

@@ -13,8 +13,9 @@ from yolox_loss_patch import cli as command
 from yolox_loss_patch.errors import ConfigError
 from yolox_loss_patch.runs.process import is_alive
 from yolox_loss_patch.runs.record import read_run
-from yolox_loss_patch.sweep import schedule as sweep
-from yolox_loss_patch.sweep.jobs import Run
+from yolox_loss_patch.sweep import plan
+from yolox_loss_patch.sweep.screen import Screen
+from yolox_loss_patch.sweep.training import PlannedTraining
 
 SWEEP = ("sweep", "-f", "tiny.py", "-b", "8", "--device", "cpu")
 
@@ -31,13 +32,13 @@ SWEEP = ("sweep", "-f", "tiny.py", "-b", "8", "--device", "cpu")
     ],
 )
 def test_values_are_split_at_commas_of_their_own(text, values):
-    assert sweep.split_values(text) == values
+    assert plan.split_values(text) == values
 
 
 @pytest.mark.parametrize("text", ["", "bce,", ",bce", "bce,,focal", "{'type':'focal'", "focal}", "(1]", "'bce"])
 def test_broken_values_are_refused(text):
     with pytest.raises(ConfigError, match="--set"):
-        sweep.split_values(text)
+        plan.split_values(text)
 
 
 @pytest.mark.parametrize(
@@ -54,12 +55,14 @@ def test_broken_values_are_refused(text):
     ],
 )  # fmt: skip
 def test_labels(key, value, expected):
-    assert sweep.label(key, value) == expected
+    assert plan.label(key, value) == expected
 
 
 def test_a_long_label_is_cut_and_still_tells_values_apart():
-    one, two = (sweep.label("loss_cls", f"{{'type':'bce','class_weight':{[1.5] * 79 + [last]}}}") for last in (1, 2))
-    assert one != two and len(one) == len(two) == 80 and re.fullmatch(r"[A-Za-z0-9._-]+", one)
+    first, second = (
+        plan.label("loss_cls", f"{{'type':'bce','class_weight':{[1.5] * 79 + [last]}}}") for last in (1, 2)
+    )
+    assert first != second and len(first) == len(second) == 80 and re.fullmatch(r"[A-Za-z0-9._-]+", first)
 
 
 def test_a_dry_run_prints_each_command_and_starts_nothing(work, monkeypatch, capsys):
@@ -210,8 +213,8 @@ def test_a_sweep_that_is_interrupted_goes_on_by_the_same_command_past_a_run_that
     assert iou.name in report and ciou.name in report and giou.name not in report
 
     assert command.main([*words, "--dry-run", "max_epoch", "2"]) == 0
-    plan = re.findall(r"^(tiny\S+): (.*)$", capsys.readouterr().out, re.MULTILINE)
-    assert plan == [(iou.name, "skip (finished)"), (giou.name, "train"), (ciou.name, "skip (finished)")]
+    planned = re.findall(r"^(tiny\S+): (.*)$", capsys.readouterr().out, re.MULTILINE)
+    assert planned == [(iou.name, "skip (finished)"), (giou.name, "train"), (ciou.name, "skip (finished)")]
     assert command.main([*words, "--dry-run", "max_epoch", "3"]) == 2
     error = capsys.readouterr().err
     assert error.count("max_epoch: 2 there, 3 now") == 2 and "-expn" in error
@@ -235,10 +238,10 @@ def test_a_folder_with_weights_but_no_record_is_not_entered(work, monkeypatch, c
 def test_on_a_terminal_the_table_is_redrawn_in_place_and_fits(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LINES", "10")
     monkeypatch.setenv("COLUMNS", "40")
-    screen = sweep.Screen()
+    screen = Screen()
     screen.in_place = True
     names = [f"a_run_with_a_rather_long_name{index}" for index in range(9)]
-    runs = [Run(name, tmp_path / name, ["-f", "tiny.py"], max_epoch=4) for name in names]
+    runs = [PlannedTraining(name, tmp_path / name, ["-f", "tiny.py"], max_epoch=4) for name in names]
     runs[7].state, runs[8].state = "running", "failed"
     screen.show(runs)
     first = capsys.readouterr().out

@@ -87,6 +87,11 @@ def is_setting(exp: Any, key: str) -> bool:
     return not key.startswith("_") and hasattr(exp, key) and not callable(getattr(exp, key))
 
 
+def override_value(text: str) -> Any:
+    """The value that an override writes: a Python literal, ``true`` or ``false`` in any case, else the text itself."""
+    return _WORDS[text.lower()] if text.lower() in ("true", "false") else literal(text)
+
+
 def _spec_now(exp: Any, key: str) -> Any:
     """The spec that the experiment has now, by whichever name it was set."""
     aliases = [getattr(exp, alias, None) for alias, name in ALIASES.items() if name == key]
@@ -96,7 +101,7 @@ def _spec_now(exp: Any, key: str) -> Any:
 def _spec(key: str, knob: str, spec: Any, value: Any) -> Any:
     """The spec after ``loss_obj focal``, ``loss_obj.gamma 1.5`` or ``loss_obj {'type': 'focal'}``."""
     if isinstance(value, str):
-        value = _WORDS[value.lower()] if value.lower() in ("true", "false") else literal(value)
+        value = override_value(value)
     if not knob:
         return value
     spec = (

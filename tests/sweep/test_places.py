@@ -15,20 +15,22 @@ import pytest
 import torch
 
 from yolox_loss_patch import cli
-from yolox_loss_patch.sweep import jobs
-from yolox_loss_patch.sweep import schedule as sweep
+from yolox_loss_patch.errors import RunError
+from yolox_loss_patch.sweep import places, training
+from yolox_loss_patch.sweep.job import TrainingJob
+from yolox_loss_patch.sweep.plan import parser
 
 SWEEP = ("sweep", "-f", "tiny.py", "-b", "8", "--device", "cpu")
 
 
 def make_run(folder, name="run", **more):
-    return jobs.Run(name, folder / name, ["-f", "tiny.py"], max_epoch=4, **more)
+    return training.PlannedTraining(name, folder / name, ["-f", "tiny.py"], max_epoch=4, **more)
 
 
 def test_a_job_is_pickled_with_its_code_so_that_the_waiting_process_stays_small(tmp_path):
     """Importing the package would load torch, some hundred MB, once more for each training."""
     path = tmp_path / "job.pkl"
-    path.write_bytes(cloudpickle.dumps(jobs.Training(["a"], str(tmp_path), str(tmp_path), {})))
+    path.write_bytes(cloudpickle.dumps(TrainingJob(["a"], str(tmp_path), str(tmp_path), {})))
     code = (
         "import pickle, sys, cloudpickle\n"
         f"job = pickle.load(open({str(path)!r}, 'rb'))\n"
@@ -41,7 +43,7 @@ def test_a_job_is_pickled_with_its_code_so_that_the_waiting_process_stays_small(
 
 @pytest.mark.parametrize("epochs,is_queued_again", [(3, True), (2, False)])
 def test_a_job_whose_time_is_up_stops_its_training_and_resumes_if_it_got_on(tmp_path, epochs, is_queued_again):
-    job = jobs.Training(["-f", "tiny.py"], str(tmp_path), str(tmp_path), {}, minutes=10)
+    job = TrainingJob(["-f", "tiny.py"], str(tmp_path), str(tmp_path), {}, minutes=10)
     job.started, job.epochs_before = time.monotonic() - 500, 2
     (tmp_path / "run.json").write_text(json.dumps({"status": "running", "epochs_done": epochs}))
     job.child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
@@ -63,7 +65,7 @@ def test_a_job_whose_time_is_up_stops_its_training_and_resumes_if_it_got_on(tmp_
      ("4,5,6,7", 2, ["4,5", "6,7"])],
 )  # fmt: skip
 def test_each_job_gets_gpus_of_its_own(visible, devices, groups, tmp_path, monkeypatch):
-    monkeypatch.setattr(jobs, "choose_device", lambda name: torch.device("cuda", 0))
+    monkeypatch.setattr(places, "choose_device", lambda name: torch.device("cuda", 0))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible:
@@ -81,8 +83,8 @@ def test_each_job_gets_gpus_of_its_own(visible, devices, groups, tmp_path, monke
             submitted.append(job)
             return argparse.Namespace(done=lambda: True)
 
-    monkeypatch.setattr(jobs.submitit, "LocalExecutor", Executor)
-    where = jobs.Local(tmp_path, None, argparse.Namespace(device="auto", devices=devices))
+    monkeypatch.setattr(places.submitit, "LocalExecutor", Executor)
+    where = places.Local(tmp_path, None, argparse.Namespace(device="auto", devices=devices))
     assert where.gpus == groups and where.at_once == len(groups)
     runs = [make_run(tmp_path, f"run{index}") for index in range(len(groups) + 1)]
     where.submit(runs[:-1])
@@ -90,8 +92,8 @@ def test_each_job_gets_gpus_of_its_own(visible, devices, groups, tmp_path, monke
     assert where.has_ended(runs[len(groups) // 2])
     where.submit(runs[-1:])
     assert submitted[-1].environ["CUDA_VISIBLE_DEVICES"] == groups[len(groups) // 2]  # the one that is free
-    with pytest.raises(jobs.RunError, match="-d 5"):
-        jobs.gpu_groups(argparse.Namespace(device="auto", devices=5))
+    with pytest.raises(RunError, match="-d 5"):
+        places.gpu_groups(argparse.Namespace(device="auto", devices=5))
 
 
 def test_the_time_that_is_left_is_reckoned_from_the_epochs_of_this_job(tmp_path, monkeypatch):
@@ -99,7 +101,7 @@ def test_the_time_that_is_left_is_reckoned_from_the_epochs_of_this_job(tmp_path,
     folder = tmp_path / "run"
     folder.mkdir()
     clock = [1000.0]
-    monkeypatch.setattr(jobs.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(training.time, "monotonic", lambda: clock[0])
 
     def at(seconds, epochs):
         clock[0] = 1000.0 + seconds
@@ -139,8 +141,8 @@ def slurm(tmp_path, monkeypatch):
 def test_slurm_jobs_are_asked_for_followed_found_again_and_cancelled(slurm, tmp_path):
     words = ["--cluster", "slurm", "--partition", "long", "--gpus-per-node", "2", "--time", "90", "--cpus-per-task", "4",
              "--mem", "1.5", "--jobs", "2"]  # fmt: skip
-    options = sweep.parser().parse_args(words)
-    where = jobs.Slurm(tmp_path / "jobs", options, "tiny-sweep")
+    options = parser().parse_args(words)
+    where = places.Slurm(tmp_path / "jobs", options, "tiny-sweep")
     runs = [make_run(tmp_path, f"run{index}") for index in range(3)]
     where.submit(runs)
     script = (slurm / "submitted").read_text()
@@ -162,7 +164,7 @@ def test_slurm_jobs_are_asked_for_followed_found_again_and_cancelled(slurm, tmp_
     where.refresh()  # not in the queue twice: gone
     assert [where.has_ended(run) for run in runs] == [False, False, True]
     again = [make_run(tmp_path, f"run{index}") for index in range(3)]
-    later = jobs.Slurm(tmp_path / "jobs", options, "tiny-sweep")
+    later = places.Slurm(tmp_path / "jobs", options, "tiny-sweep")
     later.attach(again)
     assert [run.todo for run in again] == ["attach", "attach", "train"]
     later.cancel(again[:2])
