@@ -11,8 +11,7 @@ from conftest import load_script
 from torch import Tensor
 from yolox.models import YOLOXHead
 
-from yolox_loss_patch.head import assign
-from yolox_loss_patch.head.assign import RULE_0_3_0, RULE_MAIN, Assignment, Rule, fast_assign, host_assign
+from yolox_loss_patch.head.assign import RULE_0_3_0, RULE_MAIN, Assignment, Rule, costs, fast, fast_assign, host_assign
 
 RULES = pytest.mark.parametrize("rule", [RULE_0_3_0, RULE_MAIN], ids=["0.3.0", "main"])
 # The script that compares 10,000 images: its random images and its comparison serve here as well.
@@ -64,7 +63,7 @@ def scene(boxes: list[list[list[float]]], size: int = 96, classes: int = 3, nois
 def dense(monkeypatch: pytest.MonkeyPatch, **arguments: Any) -> Assignment:
     """`fast_assign` as it runs on an accelerator."""
     with monkeypatch.context() as patch:
-        patch.setattr(assign, "_find_levels", lambda scene: None)
+        patch.setattr(fast, "find_levels", lambda scene: None)
         return fast_assign(**arguments)
 
 
@@ -121,7 +120,7 @@ def test_rest_of_a_vector_equals_the_host(head: Any, host: Rule, seed: int) -> N
 @pytest.mark.parametrize("seed", range(2000, 2040))
 def test_rounding_never_decides(head: Any, host: Rule, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # A thousand times the error that the quick costs are allowed: the second look must still find the host's answer.
-    quick = assign._Costs._quick
+    quick = costs.PairCosts.quick
     generator = torch.Generator().manual_seed(seed)
 
     def blurred(*arguments: Any) -> tuple[Tensor, Tensor]:
@@ -129,7 +128,7 @@ def test_rounding_never_decides(head: Any, host: Rule, seed: int, monkeypatch: p
         doubt = 1000 * doubt
         return cost + doubt * (1.8 * torch.rand(doubt.shape, generator=generator) - 0.9), doubt
 
-    monkeypatch.setattr(assign._Costs, "_quick", blurred)
+    monkeypatch.setattr(costs.PairCosts, "quick", blurred)
     batch = bench.random_scene(seed)
     if batch["labels"].shape[1] * batch["x_shifts"].shape[1] > 40_000:
         batch["labels"][:, 20:] = 0
