@@ -12,42 +12,53 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .state import RunningKernel, number_of_ranks, sum_over_ranks
 
 
-def _chain(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    (slope,) = ctx.saved_tensors
-    return (None, gradient * slope, *[None] * (len(ctx.needs_input_grad) - 2))
-
-
-_chain_once = once_differentiable(_chain)
-
-
-class _Known(torch.autograd.Function):
-    """An element-wise loss whose slope is known: computed along with the value, it alone is kept for the way back.
+class _KnownSlope(torch.autograd.Function):
+    """An element-wise loss whose slope is known: computed along with the value, it alone is needed for the way back.
 
     Left to autograd, a focal loss keeps every step of the formula for all anchors of a batch and takes twice the time.
-    ``kernel(pred, target, *knobs)`` returns value and slope; the target gets no gradient. Its slope has no slope:
-    asking for one is an error.
+    ``kernel(pred, target, *knobs)`` returns value and slope. ``formula``, the same loss in differentiable steps, serves
+    where the gradient itself is differentiated (``create_graph=True``).
     """
 
     @staticmethod
-    def forward(ctx: Any, kernel: Any, pred: Tensor, target: Tensor, *knobs: Any) -> Tensor:
+    def forward(ctx: Any, kernel: Any, formula: Any, pred: Tensor, target: Tensor, *knobs: Any) -> Tensor:
         value, slope = kernel(pred.contiguous(), target, *knobs)
-        ctx.save_for_backward(slope)
+        ctx.formula, ctx.knobs = formula, knobs
+        ctx.save_for_backward(pred, target, slope)
         return value
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        # The decorator takes as long as a pass over 100,000 elements; only a graph of the gradient has use for it.
-        return _chain_once(ctx, gradient) if torch.is_grad_enabled() else _chain(ctx, gradient)
+        pred, target, slope = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            value = ctx.formula(pred, target, *ctx.knobs)
+            (slope,) = torch.autograd.grad(value.sum(), pred, create_graph=True)
+        return (None, None, gradient * slope, None, *[None] * len(ctx.knobs))
 
 
-def _with_known_slope(kernel: Any, pred: Tensor, target: Tensor, *knobs: Any) -> Tensor:
-    value: Tensor = _Known.apply(kernel, pred, target, *knobs)
+def differentiates_otherwise() -> bool:
+    """Whether a custom gradient does not serve: under torch.func and in forward mode the plain steps have to be taken."""
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+def _with_known_slope(kernel: Any, formula: Any, pred: Tensor, target: Tensor, *knobs: Any) -> Tensor:
+    if target.requires_grad or differentiates_otherwise():
+        plain: Tensor = formula(pred, target, *knobs)
+        return plain
+    value: Tensor = _KnownSlope.apply(kernel, formula, pred, target, *knobs)
     return value
+
+
+def _power(base: Tensor, exponent: float) -> Tensor:
+    """``base ** exponent`` of a base in [0, 1] in differentiable steps; 0 without gradient at 0 for an exponent below 1."""
+    if exponent >= 1:
+        return base**exponent
+    is_some = base > torch.finfo(base.dtype).tiny
+    return torch.where(is_some, torch.where(is_some, base, 1.0) ** exponent, 0.0)
 
 
 def _start(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -99,7 +110,13 @@ def focal(pred: Tensor, target: Tensor, alpha: float = 0.25, gamma: float = 2.0)
     """
     if gamma == 0:
         return bce(pred, target) if alpha < 0 else (alpha * target + (1 - alpha) * (1 - target)) * bce(pred, target)
-    return _with_known_slope(_focal, pred, target, alpha, gamma)
+    return _with_known_slope(_focal, _focal_formula, pred, target, alpha, gamma)
+
+
+def _focal_formula(pred: Tensor, target: Tensor, alpha: float, gamma: float) -> Tensor:
+    p = torch.sigmoid(pred)
+    loss = _power(p + target - 2 * p * target, gamma) * bce(pred, target)
+    return loss if alpha < 0 else (alpha * target + (1 - alpha) * (1 - target)) * loss
 
 
 def _focal(pred: Tensor, target: Tensor, alpha: float, gamma: float) -> tuple[Tensor, Tensor]:
@@ -124,7 +141,13 @@ def varifocal(
     ``iou_weighted=False`` gives foreground the weight 1. The weight of the background is not detached, as in the
     authors' code.
     """
-    return _with_known_slope(_varifocal, pred, target, alpha, gamma, iou_weighted)
+    return _with_known_slope(_varifocal, _varifocal_formula, pred, target, alpha, gamma, iou_weighted)
+
+
+def _varifocal_formula(pred: Tensor, target: Tensor, alpha: float, gamma: float, iou_weighted: bool) -> Tensor:
+    foreground = target if iou_weighted else torch.ones_like(target)
+    weight = torch.where(target > 0, foreground, alpha * _power(torch.sigmoid(pred), gamma))
+    return weight * bce(pred, target)
 
 
 def _varifocal(pred: Tensor, target: Tensor, alpha: float, gamma: float, iou_weighted: bool) -> tuple[Tensor, Tensor]:
@@ -146,7 +169,11 @@ def quality_focal(pred: Tensor, target: Tensor, beta: float = 2.0) -> Tensor:
     """
     if beta == 0:
         return bce(pred, target)
-    return _with_known_slope(_quality_focal, pred, target, beta)
+    return _with_known_slope(_quality_focal, _quality_focal_formula, pred, target, beta)
+
+
+def _quality_focal_formula(pred: Tensor, target: Tensor, beta: float) -> Tensor:
+    return _power((torch.sigmoid(pred) - target).abs(), beta) * bce(pred, target)
 
 
 def _quality_focal(pred: Tensor, target: Tensor, beta: float) -> tuple[Tensor, Tensor]:

@@ -100,8 +100,10 @@ class TermLoss(nn.Module):
             raise ValueError(
                 f"{self._where}: {'boxes' if self.term == 'iou' else 'offsets'} are (N, 4); got {tuple(pred.shape)}"
             )
-        if torch.is_autocast_enabled(pred.device.type):  # entering the context takes longer than asking
-            with torch.autocast(pred.device.type, enabled=False):
+        device = pred.device.type
+        # Entering the context takes longer than asking; meta tensors and some devices have none.
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
                 return self._reduced(pred, target, weight, avg_factor, reduction, facts)
         return self._reduced(pred, target, weight, avg_factor, reduction, facts)
 
