@@ -212,7 +212,10 @@ class GHMC(RunningKernel):
             gap = (torch.sigmoid(pred) - target).abs()
             place = (gap * self.bins).long().clamp(max=self.bins - 1)
             counted = place if weight is None else torch.where(weight > 0, place, self.bins)
-            now = torch.bincount(counted.flatten(), minlength=self.bins + 1)[: self.bins].to(pred.dtype)
+            # Not bincount, which waits for a GPU and which meta tensors do not have.
+            places = counted.flatten()
+            counts_now = places.new_zeros(self.bins + 1).scatter_add_(0, places, torch.ones_like(places))
+            now = counts_now[: self.bins].to(pred.dtype)
             if self.momentum > 0:
                 now, counts = self._running_counts(now)
             else:
