@@ -4,7 +4,7 @@
     scripts/get_hosts.sh
     YOLOX_MAIN=/path/to/a/checkout python benchmarks/hosts.py
 
-tests/test_hosts.py runs the same checks and compares what they answer with the file.
+tests/head/test_hosts.py runs the same checks and compares what they answer with the file.
 """
 
 import csv

@@ -1,4 +1,4 @@
-"""YOLOX-s with CIoU for the boxes."""
+"""YOLOX-s with CIoU for the boxes: a loss by its name."""
 
 from yolox.exp.default.yolox_s import Exp as BaseExp
 

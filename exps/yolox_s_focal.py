@@ -1,4 +1,4 @@
-"""YOLOX-s with focal loss for objectness, calibrated: it pulls as hard as BCE in all and scores mean what they meant."""
+"""YOLOX-s with focal loss for objectness: a loss with knobs, as a dict."""
 
 from yolox.exp.default.yolox_s import Exp as BaseExp
 

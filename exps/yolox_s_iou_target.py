@@ -1,4 +1,4 @@
-"""YOLOX-s whose objectness learns how well the box fits: to fine-tune with, see docs/which_loss.md. Scores get lower."""
+"""YOLOX-s whose objectness learns how well the box fits. For fine-tuning; scores get lower. See docs/which_loss.md."""
 
 from yolox.exp.default.yolox_s import Exp as BaseExp
 

@@ -1,4 +1,4 @@
-"""YOLOX-s for one class from a checkpoint: one input size, and YOLOX's box loss at twice the weight, see docs/which_loss.md."""
+"""YOLOX-s for one class, from a checkpoint: one input size, YOLOX's own box loss at twice the weight. See docs/which_loss.md."""
 
 from yolox.exp.default.yolox_s import Exp as BaseExp
 

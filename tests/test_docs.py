@@ -1,0 +1,51 @@
+"""The paths and module names that documents, scripts and comments give are there."""
+
+import importlib.util
+import re
+
+from conftest import ROOT
+
+FOLDERS = "scripts|benchmarks|tests|exps|docs|patches"
+END = r"(?:/(?![\w.*{])|\.(?:py|sh|md|csv|png|diff)\b)"
+PATH = re.compile(rf"(?<![\w./-])(?:(?:{FOLDERS})/[\w./-]*?{END}|yolox_loss_patch/[\w/]+\.py\b)")
+MODULE = re.compile(r"(?<![\w./-])yolox_loss_patch(?:\.[a-z_]+)+")
+PLACEHOLDER = re.compile(r"[A-Z]{2,}")  # benchmarks/SET/comparison.csv
+
+
+def files():
+    yield from ROOT.glob("*.md")
+    for folder in (*FOLDERS.split("|"), "yolox_loss_patch"):
+        if folder != "tests":
+            for ending in ("md", "py", "sh"):
+                yield from (ROOT / folder).rglob(f"*.{ending}")
+
+
+def is_there(name):
+    """A dotted name is a module, or a public name of the module before its last dot."""
+    module, _, attribute = name.rpartition(".")
+    if importlib.util.find_spec(module) is None:
+        return False
+    return hasattr(importlib.import_module(module), attribute) or importlib.util.find_spec(name) is not None
+
+
+def missing(text):
+    """The paths and dotted names in a text that do not exist."""
+    paths = {
+        path for path in PATH.findall(text) if not path.startswith("exps/default") and not PLACEHOLDER.search(path)
+    }
+    return sorted(
+        [path for path in paths if not (ROOT / path).exists()]
+        + [name for name in set(MODULE.findall(text)) if not is_there(name)]
+    )
+
+
+def test_what_is_named_is_there():
+    found = {str(path.relative_to(ROOT)): missing(path.read_text()) for path in files()}
+    assert len(found) > 100
+    assert not {path: names for path, names in found.items() if names}
+
+
+def test_what_is_gone_is_found():
+    text = "`scripts/gone.sh`, docs/losses.md, exps/gone/x.py, "
+    text += "yolox_loss_patch.gone.f, yolox_loss_patch.cli.main, benchmarks/gone/"
+    assert missing(text) == ["benchmarks/gone/", "exps/gone/x.py", "scripts/gone.sh", "yolox_loss_patch.gone.f"]
