@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from loguru import logger
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..errors import ConfigError, NonFiniteError
 from ..losses.calibration import Beside, ByOverlap, Calibrated
+from ..losses.derivatives import has_no_custom_gradient
 from ..losses.state import number_of_ranks, sum_over_ranks
 from ..losses.terms import TermLoss
 from ..specs.config import LossConfig
@@ -49,7 +49,6 @@ class _Split(torch.autograd.Function):
         return found[:, :4].contiguous(), flat[:, 4:5], found[:, 5:].contiguous()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, boxes: Tensor, obj: Tensor, cls: Tensor) -> tuple[Tensor, None]:
         (rows,) = ctx.saved_tensors
         gradient = obj.new_zeros(ctx.shape)
@@ -62,6 +61,9 @@ class _Split(torch.autograd.Function):
 
 def _split(outputs: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Boxes ``(num_fg, 4)`` of the foreground, objectness ``(B*A, 1)`` of all anchors, classes ``(num_fg, C)``."""
+    if has_no_custom_gradient():
+        flat = outputs.reshape(-1, outputs.shape[-1])
+        return flat[rows, :4], flat[:, 4:5], flat[rows, 5:]
     parts: tuple[Tensor, Tensor, Tensor] = _Split.apply(outputs, rows)
     return parts
 
@@ -381,5 +383,5 @@ class LossStage:
         boxes.register_hook(lambda gradient: add(grad_box=(gradient * raw).abs().sum()))
         obj_logits.register_hook(obj)
         cls_logits.register_hook(lambda gradient: add(grad_cls=gradient.abs().sum()))
-        if offsets is not None:
+        if offsets is not None and offsets.requires_grad:  # the box branch may be frozen
             offsets.register_hook(lambda gradient: add(grad_l1=gradient.abs().sum()))

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .derivatives import has_no_custom_gradient
 from .state import RunningKernel, number_of_ranks, sum_over_ranks
 
 
@@ -40,13 +41,8 @@ class _KnownSlope(torch.autograd.Function):
         return (None, None, gradient * slope, None, *[None] * len(ctx.knobs))
 
 
-def differentiates_otherwise() -> bool:
-    """Whether a custom gradient does not serve: under torch.func and in forward mode the plain steps have to be taken."""
-    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
-
-
 def _with_known_slope(kernel: Any, formula: Any, pred: Tensor, target: Tensor, *knobs: Any) -> Tensor:
-    if target.requires_grad or differentiates_otherwise():
+    if target.requires_grad or has_no_custom_gradient():
         plain: Tensor = formula(pred, target, *knobs)
         return plain
     value: Tensor = _KnownSlope.apply(kernel, formula, pred, target, *knobs)
