@@ -14,17 +14,9 @@ from matplotlib.font_manager import fontManager
 from PIL import Image
 
 from yolox_loss_patch.compare.comparison import analyse
-from yolox_loss_patch.compare.figures import (
-    DARK,
-    LIGHT,
-    Picture,
-    _lines,
-    _spread,
-    image_rows,
-    overview,
-    panels,
-    picture,
-)
+from yolox_loss_patch.compare.drawing import DARK, LIGHT, spread, wrapped
+from yolox_loss_patch.compare.figures import overview, panels, picture
+from yolox_loss_patch.compare.images import Picture, image_rows
 from yolox_loss_patch.compare.results import Result
 from yolox_loss_patch.compare.statistics import Interval
 
@@ -180,19 +172,19 @@ def box(height):
 @pytest.mark.parametrize("width,most", [(19, 5), (54, 2)])
 def test_a_long_name_keeps_both_ends_and_fits(width, most):
     text = "obj varifocal (alpha=0.75, gamma=1.5) + " * 6 + "iou ciou (gate=True)"
-    lines = _lines(text, width, most)
+    lines = wrapped(text, width, most)
     assert len(lines) <= most and max(map(len, lines)) <= width
     assert lines[0].startswith("obj") and lines[-1].endswith("e)") and "…" in "".join(lines)
 
 
 @pytest.mark.parametrize("wanted", [[0.5] * 4, [1.0, 1.0, 0.0, 0.0], [0.9, 0.5, 0.1], [0.0] * 5, [1.0] * 12])
 def test_names_in_a_column_do_not_overlap(wanted):
-    middles, size = _spread(wanted, [0.1] * len(wanted)), 0.1
+    middles, size = spread(wanted, [0.1] * len(wanted)), 0.1
     gaps = [above - below for above, below in pairwise(middles)]
     assert min(gaps) >= size - 1e-9 and middles[0] <= 1 - size / 2 + 1e-9
     if len(wanted) * size <= 1:
         assert middles[-1] >= size / 2 - 1e-9
-    assert _spread([0.9, 0.5, 0.1], [0.1] * 3) == pytest.approx([0.9, 0.5, 0.1])
+    assert spread([0.9, 0.5, 0.1], [0.1] * 3) == pytest.approx([0.9, 0.5, 0.1])
 
 
 def test_the_images_show_truth_and_both_runs(comparison):

@@ -18,7 +18,9 @@ from ..errors import RunError
 from ..runs.record import now
 from ..runs.selection import Run
 from ..version import __version__
-from .figures import ANSWER, DARK, LIGHT, Picture, image_rows, images_overview, overview, panels, picture
+from .drawing import DARK, LIGHT
+from .figures import ANSWER, overview, panels, picture
+from .images import Picture, image_rows, images_overview
 from .results import Comparison
 from .statistics import BETTER, NO_DIFFERENCE, WORSE
 from .tables import answers, as_csv, as_text, remarks, shared_columns, tables
@@ -78,7 +80,7 @@ def page(comparison: Comparison, out: Path, rows: Sequence[tuple[str, list[Pictu
     Args:
         comparison: what is shown.
         out: the folder, for the command that makes it again.
-        rows: the images, from `figures.image_rows`.
+        rows: the images, from `images.image_rows`.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -97,9 +99,9 @@ def page(comparison: Comparison, out: Path, rows: Sequence[tuple[str, list[Pictu
         answers=[(*sign, *told) for sign, told in zip(signs, answers(comparison), strict=True)],
         remarks=remarks(comparison),
         tables=[*_fact_tables(comparison), *tables(comparison)],
-        answer=[one for one in drawn if one[0].section == ANSWER],
-        sections=_by_section([one for one in drawn if one[0].section != ANSWER]),
-        images=[(name, [(one.title, _data(one.jpeg(), "jpeg")) for one in pictures]) for name, pictures in rows],
+        answer=[item for item in drawn if item[0].section == ANSWER],
+        sections=_by_section([item for item in drawn if item[0].section != ANSWER]),
+        images=[(name, [(side.title, _data(side.jpeg(), "jpeg")) for side in pictures]) for name, pictures in rows],
         command=shlex.join([*comparison.command, "--out", str(out)]),
         trained=[(run.name, _trained(run)) for run in comparison.runs],
         made=_surroundings(comparison.runs),
@@ -145,8 +147,8 @@ def _fact_tables(comparison: Comparison) -> list[tuple[str, list[str], list[list
 
 def _by_section(drawn: list[Any]) -> list[tuple[str, list[Any]]]:
     sections: dict[str, list[Any]] = {}
-    for one in drawn:
-        sections.setdefault(one[0].section, []).append(one)
+    for item in drawn:
+        sections.setdefault(item[0].section, []).append(item)
     return list(sections.items())
 
 

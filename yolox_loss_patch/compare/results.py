@@ -117,3 +117,8 @@ class Comparison:
     def runs(self) -> list[Run]:
         """All runs, group by group."""
         return [run for result in self.results for run in result.group.runs]
+
+
+def best_threshold(results: Sequence[Result], run: str) -> float | None:
+    """The score threshold at which a run's F1 is best, None where its detections were not kept."""
+    return next((result.diagnoses[run].threshold for result in results if run in result.diagnoses), None)

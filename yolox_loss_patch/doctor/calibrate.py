@@ -405,7 +405,7 @@ def draw(found: Calibration, path: Path) -> None:
     """Each pull over the steps, the objectness of the background, and the shares."""
     from matplotlib.figure import Figure
 
-    from ..compare.figures import LIGHT
+    from ..compare.drawing import LIGHT
 
     colours = dict(zip((STOCK, CHOSEN, CALIBRATED), (LIGHT.groups[0], LIGHT.groups[2], LIGHT.groups[1]), strict=True))
     figure = Figure(figsize=(11, 6.5), layout="constrained")

@@ -7,8 +7,8 @@ from typing import Any
 
 from ..specs.plain import plain
 
-# Settings that two trainings of one run may differ in: none of them moves a weight.
-_FREE = ("output_dir", "exp_name", "print_interval", "eval_interval", "data_num_workers", "save_history_ckpt")
+# Settings in which two trainings of a run may differ: none of them changes a weight.
+_WITHOUT_EFFECT = ("output_dir", "exp_name", "print_interval", "eval_interval", "data_num_workers", "save_history_ckpt")
 
 
 def training_sizes(exp: Mapping[str, Any]) -> list[int] | None:
@@ -24,15 +24,15 @@ def training_sizes(exp: Mapping[str, Any]) -> list[int] | None:
     return [height // 32 - span, height // 32 + span]
 
 
-def code_differences(one: Mapping[str, str], two: Mapping[str, str]) -> list[str]:
+def code_differences(first: Mapping[str, str], second: Mapping[str, str]) -> list[str]:
     """The methods, functions and classes whose code differs, of two tables of `yolox_loss_patch.exp.code.own_code`.
 
-    A function or class in one of them only counts through the methods that use it.
+    A function or class that stands in a single table counts through the methods that use it.
     """
     return [
         name
-        for name in sorted({*one, *two})
-        if one.get(name) != two.get(name) and (name.endswith("()") or (name in one and name in two))
+        for name in sorted({*first, *second})
+        if first.get(name) != second.get(name) and (name.endswith("()") or (name in first and name in second))
     ]
 
 
@@ -52,7 +52,7 @@ def record_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]
         if "code" in before:
             lines += [f"the code of {name}" for name in code_differences(before["code"], now["code"])]
     for old, new in pairs:
-        for key in sorted({*old, *new} - {*_FREE}):
+        for key in sorted({*old, *new} - {*_WITHOUT_EFFECT}):
             if plain(old.get(key)) != plain(new.get(key)):
                 lines.append(f"{key}: {old.get(key)!r} there, {new.get(key)!r} now")
     return lines

@@ -349,7 +349,7 @@ def _events(folder: Path) -> Events:
     except ImportError:
         return {}
     found: Events = {}
-    for file in files:  # one a start of the training
+    for file in files:  # a file per start of the training
         accumulator = EventAccumulator(str(file), size_guidance={"scalars": 0})  # 0: all of them
         accumulator.Reload()
         for tag in accumulator.Tags()["scalars"]:

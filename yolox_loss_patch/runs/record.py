@@ -50,7 +50,7 @@ def read_run(folder: Path) -> dict[str, Any] | None:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float | None]]:
-    """The rows of ``metrics.csv``, one an epoch; None where a column was not measured."""
+    """The rows of ``metrics.csv``, a row per epoch; None where a column was not measured."""
     path = folder / METRICS
     if not path.is_file():
         return []

@@ -21,9 +21,9 @@ from .record import predictions_file, read_metrics, read_run
 
 OUTPUTS = Path("YOLOX_outputs")
 BY = ("loss", *KEYS)
-# Settings that move neither a weight nor a metric.
-_FREE = ("output_dir", "exp_name", "print_interval", "data_num_workers", "save_history_ckpt", "seed")
-# What the hash of the annotations says better, and what gives the same numbers by proof.
+# Settings that change neither a weight nor a metric.
+_IGNORED = ("output_dir", "exp_name", "print_interval", "data_num_workers", "save_history_ckpt", "seed")
+# Compared by the hash of the annotations instead, or proven to give the same numbers.
 _NOTED = ("data_dir", "train_ann", "val_ann", "test_ann", "loss_assign")
 _ARGUMENTS = ("batch_size", "fp16", "start_epoch")
 _WEIGHTS = "loss_weights()"  # of the experiment: part of the losses
@@ -223,7 +223,7 @@ def facts(run: Run) -> dict[str, Any]:
     """Everything besides losses and seed that moves a result; what a run of plain YOLOX cannot tell is `UNKNOWN`."""
     record = run.record
     known: dict[str, Any] = {}
-    known.update({key: value for key, value in record.get("exp", {}).items() if key not in (*_FREE, *_NOTED)})
+    known.update({key: value for key, value in record.get("exp", {}).items() if key not in (*_IGNORED, *_NOTED)})
     known["random_size"] = training_sizes(record.get("exp", {})) or UNKNOWN
     args = record.get("args") or {}
     known.update({name: args.get(key) for key, name in zip(_ARGUMENTS, ("-b", "--fp16", "-e"), strict=True)})
@@ -323,12 +323,12 @@ def group(runs: Sequence[Run], by: str = "loss") -> list[Group]:
     groups = [
         Group(labels[key], [run for run, _ in pairs], [unit for _, unit in pairs]) for key, pairs in members.items()
     ]
-    for one in groups:
-        for unit in one.units:
-            same = [run.name for run, other in zip(one.runs, one.units, strict=True) if other == unit]
+    for repeats in groups:
+        for unit in repeats.units:
+            same = [run.name for run, other in zip(repeats.runs, repeats.units, strict=True) if other == unit]
             if unit != UNKNOWN and len(same) > 1:
                 raise RunError(
-                    f"{' and '.join(same)} are the same run twice: {one.label}, {unit}. Counted as two they would make the "
+                    f"{' and '.join(same)} are the same run twice: {repeats.label}, {unit}. Counted as two they would make the "
                     "differences look surer than they are; leave one out, or train with another seed."
                 )
     return groups
