@@ -13,6 +13,12 @@ image in twenty is empty, some strokes are not digits, and train and val share n
       val2017/000000100001.jpg ...        annotations/instances_val2017.json
       digits.json                         the arguments that made it; the same call again makes nothing
 
+Three faults of real data sets can be put into the training set; the validation set stays what it is without them:
+
+    --rare      two digits are fifty times rarer relative to the others
+    --crowd     half of the images have a heap of digits without labels under one box with iscrowd: 1
+    --noisy     a tenth of the labels name another digit; every box has a score, the confidence of its annotator
+
 The same arguments and the same versions of the libraries give the same bytes.
 """
 
@@ -42,6 +48,18 @@ EMPTY_FRACTION = 0.05
 MAX_OVERLAP = 0.05  # of the smaller box
 VAL_SCANS = 0.3  # share of the scans that only val uses
 
+FAULTS = ("rare", "crowd", "noisy")
+RARE_DIGITS = (0, 7)  # the two most frequent, so that a few boxes of them are left
+RARER = 50
+HEAP_FRACTION = 0.5  # of the images
+HEAP_MIN_DIGITS, HEAP_MAX_DIGITS = 5, 9
+HEAP_MIN_SIDE, HEAP_MAX_SIDE = 36, 64  # longer side of a heap, pixels
+HEAP_DIGIT_MAX_SIDE = 28  # longer side of its digits, from MIN_SIDE on, pixels
+HEAP_MAX_OVERLAP = 0.4  # of the smaller of two digits of a heap
+WRONG_FRACTION = 0.1
+# The annotator's confidence is lower where the label is wrong, but no threshold tells the wrong ones.
+RIGHT_SCORES, WRONG_SCORES = (0.5, 1.0), (0.2, 0.8)
+
 
 def make(
     out: str | Path = "datasets/digits",
@@ -50,6 +68,7 @@ def make(
     size: int = 160,
     seed: int = 0,
     force: bool = False,
+    faults: tuple[str, ...] = (),
 ) -> bool:
     """Make the data set in ``out``.
 
@@ -60,12 +79,13 @@ def make(
         size: side of the square images in pixels, at least 96.
         seed: seed of everything that is drawn.
         force: make it also where the same data set exists.
+        faults: of the training set, any of ``rare``, ``crowd`` and ``noisy``.
 
     Returns:
         True when files were written, False when the same data set was there already.
 
     Raises:
-        ValueError: for counts or a size out of range.
+        ValueError: for counts or a size out of range, or a fault that does not exist.
         FileExistsError: when ``out`` holds something that this script did not make.
     """
     if train < 2 or val < 2:
@@ -74,9 +94,14 @@ def make(
         raise ValueError(f"size must be at least 96 px for digits of up to {MAX_SIDE} px, got {size}")
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
+    for fault in faults:
+        if fault not in FAULTS:
+            raise ValueError(f"a fault is one of {', '.join(FAULTS)}; got {fault!r}")
 
     out = Path(out)
-    record = {"recipe": RECIPE, "train": train, "val": val, "size": size, "seed": seed}
+    record: dict[str, Any] = {"recipe": RECIPE, "train": train, "val": val, "size": size, "seed": seed}
+    if faults:
+        record["faults"] = sorted(faults)
     found = read_record(out)
     if found is None and out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty and was not made by this script; choose another --out or empty it")
@@ -88,7 +113,8 @@ def make(
     (out / RECORD).write_text("{}\n")
     scans = load_scans(seed)
     for number, (split, count) in enumerate((("train", train), ("val", val))):
-        make_split(out, split, count, size, scans[split], np.random.default_rng([seed, number]), 100_000 * number)
+        here = faults if split == "train" else ()
+        make_split(out, split, count, size, scans[split], [seed, number], 100_000 * number, here)
     (out / RECORD).write_text(json.dumps(record) + "\n")
     return True
 
@@ -128,9 +154,19 @@ def load_scans(seed: int) -> dict[str, list[np.ndarray]]:
 
 
 def make_split(
-    out: Path, split: str, count: int, size: int, scans: list[np.ndarray], rng: np.random.Generator, first_id: int
+    out: Path,
+    split: str,
+    count: int,
+    size: int,
+    scans: list[np.ndarray],
+    seeds: list[int],
+    first_id: int,
+    faults: tuple[str, ...],
 ) -> None:
     """Write the images and the annotation file of one split."""
+    rng = np.random.default_rng(seeds)
+    # The faults have streams of their own, so that they leave everything else as it is drawn without them.
+    heap_rng, noise_rng = (np.random.default_rng([*seeds, number]) for number in (1, 2))
     folder = out / f"{split}2017"
     if folder.exists():
         shutil.rmtree(folder)
@@ -138,17 +174,18 @@ def make_split(
     (out / "annotations").mkdir(exist_ok=True)
 
     per_image = draw_counts(count, rng)
-    labels = iter(draw_labels(int(per_image.sum()), rng))
+    labels = iter(draw_labels(int(per_image.sum()), rng, RARE_DIGITS if "rare" in faults else ()))
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index, digits_here in enumerate(per_image):
         image_id = first_id + index + 1
         name = f"{image_id:012d}.jpg"
         picture, boxes = draw_image(size, [next(labels) for _ in range(digits_here)], scans, rng)
+        heap = draw_heap(picture, [box for _, box in boxes], scans, heap_rng) if "crowd" in faults else None
         if not cv2.imwrite(str(folder / name), picture, [cv2.IMWRITE_JPEG_QUALITY, 95]):
             raise OSError(f"could not write {folder / name}")
         images.append({"id": image_id, "file_name": name, "width": size, "height": size})
-        for label, (x, y, w, h) in boxes:
+        for label, (x, y, w, h) in boxes if heap is None else [*boxes, heap]:
             annotations.append(
                 {
                     "id": first_id * 10 + len(annotations) + 1,
@@ -159,6 +196,10 @@ def make_split(
                     "iscrowd": 0,
                 }
             )
+        if heap is not None:
+            annotations[-1]["iscrowd"] = 1
+    if "noisy" in faults:
+        add_noise([item for item in annotations if not item["iscrowd"]], noise_rng)
     coco = {
         "info": {"description": "handwritten digits on clutter", "version": str(RECIPE)},
         "licenses": [],
@@ -176,9 +217,11 @@ def draw_counts(count: int, rng: np.random.Generator) -> np.ndarray:
     return rng.permutation(counts)
 
 
-def draw_labels(total: int, rng: np.random.Generator) -> list[int]:
+def draw_labels(total: int, rng: np.random.Generator, rare: tuple[int, ...]) -> list[int]:
     """Classes in the wanted proportions, shuffled. By quota, not by chance, so that a small val has every class."""
-    share = np.asarray(CLASS_WEIGHTS) / sum(CLASS_WEIGHTS)
+    weights = np.asarray(CLASS_WEIGHTS)
+    weights[list(rare)] /= RARER
+    share = weights / sum(weights)
     quota = np.maximum(1, np.floor(share * total)).astype(int)
     labels = np.repeat(np.arange(NUM_CLASSES), quota)
     missing = max(0, total - len(labels))
@@ -206,6 +249,49 @@ def draw_image(
                 boxes.append((label, box))
                 break
     return picture, boxes
+
+
+def draw_heap(
+    picture: np.ndarray, boxes: list[tuple[int, int, int, int]], scans: list[np.ndarray], rng: np.random.Generator
+) -> tuple[int, tuple[int, int, int, int]] | None:
+    """Paste a heap of one digit into the picture, where it covers no labelled box.
+
+    Returns:
+        The digit and the box around the heap, (x, y, w, h) in pixels; None where the picture gets no heap.
+    """
+    if rng.random() >= HEAP_FRACTION:
+        return None
+    size = picture.shape[0]
+    label = int(rng.choice(NUM_CLASSES, p=np.asarray(CLASS_WEIGHTS) / sum(CLASS_WEIGHTS)))
+    for _ in range(60):
+        width, height = (int(side) for side in rng.integers(HEAP_MIN_SIDE, HEAP_MAX_SIDE + 1, 2))
+        x, y = int(rng.integers(1, size - width)), int(rng.integers(1, size - height))
+        if any(overlap((x, y, width, height), box) > 0 for box in boxes):
+            continue
+        heap: list[tuple[int, int, int, int]] = []
+        for _ in range(rng.integers(HEAP_MIN_DIGITS, HEAP_MAX_DIGITS + 1)):
+            scan = scans[label][rng.integers(len(scans[label]))]
+            for _ in range(20):
+                ink = draw_digit(scan, int(rng.integers(MIN_SIDE, HEAP_DIGIT_MAX_SIDE + 1)), rng)
+                high, wide = ink.shape
+                place = (x + int(rng.integers(width - wide + 1)), y + int(rng.integers(height - high + 1)), wide, high)
+                if all(overlap(place, other) <= HEAP_MAX_OVERLAP for other in heap):
+                    paste(picture, ink, place, rng)
+                    heap.append(place)
+                    break
+        left, top = (min(place[axis] for place in heap) for axis in (0, 1))
+        right, bottom = (max(place[axis] + place[axis + 2] for place in heap) for axis in (0, 1))
+        return label, (left, top, right - left, bottom - top)
+    return None
+
+
+def add_noise(annotations: list[dict[str, Any]], rng: np.random.Generator) -> None:
+    """Give a tenth of the annotations another digit, and each a ``score`` in (0, 1]."""
+    wrong = set(rng.permutation(len(annotations))[: round(WRONG_FRACTION * len(annotations))].tolist())
+    for number, item in enumerate(annotations):
+        if number in wrong:
+            item["category_id"] = (item["category_id"] - 1 + int(rng.integers(1, NUM_CLASSES))) % NUM_CLASSES + 1
+        item["score"] = round(float(rng.uniform(*(WRONG_SCORES if number in wrong else RIGHT_SCORES))), 3)
 
 
 def draw_digit(scan: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
@@ -332,10 +418,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--val", type=int, default=80, metavar="N", help="validation images [%(default)s]")
     parser.add_argument("--size", type=int, default=160, metavar="PX", help="side of the images [%(default)s]")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything drawn [%(default)s]")
+    for fault, text in (
+        (
+            "rare",
+            f"make two digits {RARER} times rarer relative to the others in the training set",
+        ),
+        ("crowd", "put heaps of digits without labels, under boxes with iscrowd: 1, into the training set"),
+        ("noisy", "make a tenth of the training labels wrong, and give each box a score"),
+    ):
+        parser.add_argument(f"--{fault}", action="append_const", dest="faults", const=fault, help=text)
     parser.add_argument("--force", action="store_true", help="make it anew even where the same data set exists")
     args = parser.parse_args(argv)
     try:
-        made = make(args.out, args.train, args.val, args.size, args.seed, args.force)
+        made = make(args.out, args.train, args.val, args.size, args.seed, args.force, tuple(args.faults or ()))
     except (ValueError, OSError) as error:
         print(f"make_digits: {error}", file=sys.stderr)
         return 1
