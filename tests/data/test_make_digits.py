@@ -13,7 +13,7 @@ FAULTY = 40  # images
 @pytest.fixture(scope="module")
 def faulty(tmp_path_factory):
     """The digits without a fault and with each: fault -> (folder, annotations of train)."""
-    script, made = load_script("make_digits"), {}
+    script, made = load_script("scripts/make_digits"), {}
     for fault in (None, *script.FAULTS):
         folder = tmp_path_factory.mktemp("faulty") / str(fault)
         script.make(folder, train=FAULTY, val=4, size=160, seed=2, faults=(fault,) if fault else ())
@@ -80,7 +80,7 @@ def test_the_faults_leave_val_and_the_record_of_the_plain_set_as_they_were(fault
 
 
 def test_faults_are_flags_that_add_up_and_another_set_is_made_anew(tmp_path, capsys):
-    digits = load_script("make_digits")
+    digits = load_script("scripts/make_digits")
     words = ["--out", str(tmp_path / "set"), "--train", "6", "--val", "2", "--size", "96"]
     for flags, answer in (([], "made"), (["--noisy", "--crowd"], "made"), (["--crowd", "--noisy"], "there already")):
         assert digits.main([*words, *flags]) == 0
