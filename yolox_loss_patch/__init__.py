@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from .errors import ConfigError
     from .exp.mixin import LossConfigMixin, LossExp, patch_from_exp
     from .head.patch import apply, is_applied, patch_model, patched, revert, unpatch_model
+    from .specs.build import build_loss
     from .specs.config import LossConfig
-    from .specs.registry import LOSSES, available_losses, build_loss, register_loss
+    from .specs.registry import LOSSES, available_losses, register_loss
 
 __all__ = [
     "LOSSES",
@@ -40,7 +41,8 @@ _HOME = {
     **dict.fromkeys(("LossConfigMixin", "LossExp", "patch_from_exp"), "exp.mixin"),
     **dict.fromkeys(("apply", "is_applied", "patch_model", "patched", "revert", "unpatch_model"), "head.patch"),
     "LossConfig": "specs.config",
-    **dict.fromkeys(("LOSSES", "available_losses", "build_loss", "register_loss"), "specs.registry"),
+    **dict.fromkeys(("LOSSES", "available_losses", "register_loss"), "specs.registry"),
+    "build_loss": "specs.build",
 }
 
 

@@ -18,7 +18,8 @@ from .errors import ConfigError, HostError, KitError
 from .head import hosts
 from .specs.catalogue import Loss
 from .specs.knobs import nearest
-from .specs.registry import COMMON, LOSSES, TERMS, stage_knobs
+from .specs.registry import LOSSES, TERMS
+from .specs.resolve import COMMON, stage_knobs
 
 _DEVICE = "auto (CUDA, else MPS, else CPU), cpu, cuda or mps"
 _PROFILE = "log the share of the loss stage in a step"
@@ -139,7 +140,7 @@ def _list(words: list[str]) -> None:
             print(f"loss_{term}")
         for entry in names:
             loss = LOSSES.get(term, entry)
-            print(f"  {entry:<13} {loss.formula}" + (f"   [{loss.paper}]" if loss.paper else ""))
+            print(f"  {entry:<13} {loss.formula}" + (f"   [{loss.source}]" if loss.source else ""))
             if name is not None:
                 _explain(term, loss)
                 continue
@@ -153,8 +154,10 @@ def _list(words: list[str]) -> None:
 
 def _explain(term: str, loss: Loss) -> None:
     """All there is to say of a loss: its docstring and every setting, the loss's own and the term's."""
-    print("\n    " + inspect.cleandoc(loss.build.__doc__ or "").replace("\n", "\n    ").replace("``", "") + "\n")
-    common = {key: knob for key, knob in COMMON.items() if loss.own or (key == "loss_weight" and key not in loss.knobs)}
+    print("\n    " + inspect.cleandoc(loss.kernel.__doc__ or "").replace("\n", "\n    ").replace("``", "") + "\n")
+    common = {
+        key: knob for key, knob in COMMON.items() if loss.from_kit or (key == "loss_weight" and key not in loss.knobs)
+    }
     for title, knobs in (("knobs", loss.knobs), ("of every loss", {**common, **stage_knobs(term, loss)})):
         if knobs:
             print(f"    {title}:")

@@ -328,7 +328,7 @@ def test_nwd_stands_beside_stock_and_takes_the_mean_size_of_the_matched_boxes(we
     stock, calls = run({}, inputs)
     size = calls["iou"]["target"][:, 2:].prod(1).sqrt().mean()
     alone, _ = run({"loss_iou": dict(type="nwd", constant=float(size), preset="paper")}, inputs)
-    both, _ = run({"loss_iou": dict(type="nwd", loss_weight=weight)}, inputs)
+    both, _ = run({"loss_iou": dict(type="nwd", constant="mean", loss_weight=weight)}, inputs)
     assert float(both[1]) == pytest.approx(weight * float(stock[1] + alone[1]), rel=1e-6)
     paper, _ = run({"loss_iou": dict(type="nwd", preset="paper")}, inputs)
     written, _ = run({"loss_iou": dict(type="nwd", constant=12.8, preset="paper")}, inputs)

@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 from scipy.optimize import brentq, minimize_scalar
 
 from yolox_loss_patch import build_loss
-from yolox_loss_patch.losses.calibration import PRIOR, Beside, Calibrated
+from yolox_loss_patch.losses.calibration import PRIOR, Calibrated, WithStock
 
 # (spec, pull at target 1, pull at target 0), in the loss's own probability s, from the papers' formulas
 LOSSES = [
@@ -292,7 +292,7 @@ def test_beside_bce_the_score_stays_a_probability(name):
     alone, beside = SETTLED[name]
     assert settled(loss, GROUPS) == pytest.approx(alone, abs=0.01)
     share = 0.2 if name == "ghmc" else 1.0
-    found = settled(Beside(loss, share), GROUPS, avg_factor=float(num_fg))
+    found = settled(WithStock(loss, share), GROUPS, avg_factor=float(num_fg))
     assert found == pytest.approx(beside, abs=0.006, rel=0.04)
     odds = [p / (1 - p) / (chance / (1 - chance)) for p, (_, chance) in zip(found, GROUPS, strict=True)]
     assert all(1 / 2 < ratio < 2 for ratio in odds)
@@ -306,14 +306,14 @@ def test_beside_bce_every_argument_reaches_both(name):
     weight = torch.rand(12, 1, generator=generator, dtype=torch.float64)
     bce, loss = build_loss("obj", "bce"), build_loss("obj", dict(type=name, loss_weight=3.0))
     expected = 3 * bce(x, target, weight, avg_factor=5.0) + loss(x, target, weight)
-    assert torch.allclose(Beside(loss, 1.0)(x, target, weight, avg_factor=5.0), expected)
+    assert torch.allclose(WithStock(loss, 1.0)(x, target, weight, avg_factor=5.0), expected)
     total = 3 * bce(x, target, weight, reduction_override="sum") + loss(x, target, weight, reduction_override="sum")
-    assert torch.allclose(Beside(loss, 1.0)(x, target, weight, reduction_override="sum"), total)
+    assert torch.allclose(WithStock(loss, 1.0)(x, target, weight, reduction_override="sum"), total)
     assert torch.allclose(
-        Beside(loss, 0.5)(x, target, avg_factor=5.0), 3 * bce(x, target, avg_factor=5.0) + loss(x, target) / 2
+        WithStock(loss, 0.5)(x, target, avg_factor=5.0), 3 * bce(x, target, avg_factor=5.0) + loss(x, target) / 2
     )
     if name != "ghmc":
         by_image = build_loss("obj", dict(type=name, scope="image"))
         expected = bce(x, target, avg_factor=5.0) + by_image(x, target, images=3)
-        assert torch.allclose(Beside(by_image, 1.0)(x, target, avg_factor=5.0, images=3), expected)
+        assert torch.allclose(WithStock(by_image, 1.0)(x, target, avg_factor=5.0, images=3), expected)
         assert not torch.allclose(expected, bce(x, target, avg_factor=5.0) + build_loss("obj", name)(x, target))

@@ -19,7 +19,7 @@ from yolox_loss_patch.losses.terms import TermLoss
 TERMS = ("obj", "cls", "iou", "l1")
 BOTH = ("obj", "cls")
 SPECS = [(term, {"type": name}) for term in TERMS for name in ylp.available_losses()[term]]
-SPECS = [(term, spec) for term, spec in SPECS if ylp.LOSSES.rows[term][spec["type"]].own]
+SPECS = [(term, spec) for term, spec in SPECS if ylp.LOSSES.rows[term][spec["type"]].from_kit]
 # Knobs with other arithmetic than the default's.
 KNOBS = [
     ("iou", {"type": "iou", "mode": "linear"}),

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import yolox_loss_patch as ylp
-from yolox_loss_patch.specs.registry import resolve
+from yolox_loss_patch.specs.resolve import resolve
 
 
 def test_the_defaults_are_stock_and_round_trip():
@@ -70,8 +70,7 @@ def test_every_loss_has_the_papers_preset(term, name):
 @pytest.mark.parametrize(
     "spec,constant",
     [
-        ("nwd", "mean"),
-        (dict(type="nwd", preset="paper"), 12.8),
+        ("nwd", 12.8),
         (dict(type="nwd", constant=30), 30.0),
         (dict(type="nwd", constant=30, preset="paper"), 30.0),
         (dict(type="nwd", constant="mean", preset="paper"), "mean"),
@@ -79,8 +78,7 @@ def test_every_loss_has_the_papers_preset(term, name):
 )
 def test_the_constant_of_nwd(spec, constant):
     assert resolve("iou", spec)["constant"] == constant
-    built = ylp.build_loss("iou", spec)  # the formula: 12.8 where nothing is said
-    assert built.knobs["constant"] == (12.8 if spec == "nwd" else constant)
+    assert ylp.build_loss("iou", spec).knobs["constant"] == constant
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def test_every_name_can_be_built_and_shows_its_knobs():
         for name in names:
             loss = ylp.build_loss(term, name)
             assert name in repr(loss)
-            assert LOSSES.get(term, name).formula and LOSSES.get(term, name).paper
+            assert LOSSES.get(term, name).formula and LOSSES.get(term, name).source
 
 
 def test_a_loss_of_ones_own(clean):

@@ -26,7 +26,8 @@ from ..runs.checkpoint import load_checkpoint
 from ..runs.files import write_atomically
 from ..runs.record import GRADIENT_COLUMNS
 from ..specs.config import LossConfig
-from ..specs.registry import LOSSES, resolve
+from ..specs.registry import LOSSES
+from ..specs.resolve import resolve
 from ..train.trainer import configure, load_weights
 from .checks import quiet
 from .verify import fresh_optimizer

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..specs.registry import LOSSES, build_loss, check_term
+from ..specs.build import build_loss
+from ..specs.registry import LOSSES, check_term
 
 # A box, a logit or an offset a row; the loss of a row must be finite whatever stands here.
 _HOSTILE_BOXES = (

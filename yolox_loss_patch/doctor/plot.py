@@ -14,8 +14,10 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..head.stage import build_term
 from ..losses.calibration import PRIOR
+from ..specs.build import build_loss
 from ..specs.knobs import nearest
-from ..specs.registry import LOSSES, TERMS, build_loss, resolve
+from ..specs.registry import LOSSES, TERMS
+from ..specs.resolve import resolve
 
 _FORMATS = (".png", ".svg")
 # Facts that the loss stage would know; the boxes drawn here live in so small an image.

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, HostError
 from ..losses.boxes import overlap, upcast
-from ..specs.catalogue import ROWS
+from ..specs.catalogue import kit_losses
 from ..specs.config import LossConfig
 from . import hosts
 from .stage import LossStage, non_finite
@@ -37,7 +37,7 @@ _OFF = (
     "Off, because the targets are made inside it: objectness targets from the IoU (target='iou'), samplers, loss_weights. "
     "Off, because it divides the terms itself: avg_factor other than num_fg, reduction='sum', the losses that average over "
     "their set ("
-    + ", ".join(sorted({name for _, name, loss in ROWS if loss.whole_set}))
+    + ", ".join(sorted({name for _, name, loss in kit_losses() if loss.whole_set}))
     + "). Off, because it calls its own: the fast label assignment."
 )
 

@@ -11,12 +11,14 @@ from loguru import logger
 from torch import Tensor
 
 from ..errors import ConfigError, NonFiniteError
-from ..losses.calibration import Beside, ByOverlap, Calibrated
+from ..losses.calibration import Calibrated, WeighedByOverlap, WithStock
 from ..losses.derivatives import has_no_custom_gradient
 from ..losses.state import number_of_ranks, sum_over_ranks
 from ..losses.terms import TermLoss
+from ..specs.build import build_loss
 from ..specs.config import LossConfig
-from ..specs.registry import LOSSES, TERMS, build_loss, nearest
+from ..specs.knobs import nearest
+from ..specs.registry import LOSSES, TERMS
 from . import hosts
 from .assign import Assignment, Rule, fast_assign, host_assign
 from .sampler import RandomSampler
@@ -126,9 +128,9 @@ def build_term(term: str, resolved: Mapping[str, Any]) -> Any:
     assert isinstance(loss, TermLoss)  # as all losses of the kit are
     row = LOSSES.get(term, resolved["type"])
     if row.by_overlap:
-        return ByOverlap(loss)
-    if row.beside is not None:
-        return Beside(loss, row.beside)
+        return WeighedByOverlap(loss)
+    if row.share_with_stock is not None:
+        return WithStock(loss, row.share_with_stock)
     try:
         # Where each anchor of all ranks counts the same, the unit is that of all of them.
         return Calibrated(loss, over_ranks=resolved.get("avg_factor") == "global")
@@ -172,7 +174,7 @@ class LossStage:
                 self.losses[term] = TermLoss(term, type(module).__name__, module)
         self.divided = {term: resolved[term]["reduction"] == "mean" for term in TERMS}
         self.avg_factor = {
-            term: resolved[term].get("avg_factor", "num_fg" if isinstance(loss, Beside) else None)
+            term: resolved[term].get("avg_factor", "num_fg" if isinstance(loss, WithStock) else None)
             for term, loss in self.losses.items()
         }
         self.obj_target = resolved["obj"]["target"]

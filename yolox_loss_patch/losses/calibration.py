@@ -22,13 +22,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import focal, iou
 from .boxes import overlap, upcast
 from .state import sum_over_ranks
-from .terms import TermLoss
+from .terms import Call, LossModule, TermLoss
 
 #: YOLOX's own prior: the probability of foreground that its heads start from.
 PRIOR = 0.01
@@ -57,8 +57,8 @@ class _Interpolate(torch.autograd.Function):
         return gradient * rise / _STEP, None, None
 
 
-class _Around(nn.Module):
-    """What is around a loss: it wants what the loss wants, and has the loss's running state."""
+class _Wrapper(LossModule):
+    """A loss within a loss: it wants the same facts, and has the same running state."""
 
     def __init__(self, loss: TermLoss) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class _Around(nn.Module):
         self.loss.load_running_state(state)
 
 
-class Calibrated(_Around):
+class Calibrated(_Wrapper):
     """A loss of logits, trained on logits whose sigmoid is the chance of foreground that the loss stands for.
 
     Let ``g1(z)`` and ``g0(z)`` be how hard the loss pulls up at target 1 and down at target 0. With a chance p of
@@ -115,39 +115,31 @@ class Calibrated(_Around):
         self.pulls = (both[place - 1] + both[place]) / 2 * (_STEP / steps[place - 1])
         self.pull = float(self.pulls[self._place(torch.logit(torch.tensor(PRIOR, dtype=torch.float64)))])
 
-    def forward(
-        self,
-        pred: Tensor,
-        target: Tensor,
-        weight: Tensor | None = None,
-        avg_factor: float | Tensor | None = None,
-        reduction_override: str | None = None,
-        **facts: Any,
-    ) -> Tensor:
-        """The loss of logits ``pred``, any shape, against a ``target`` of that shape, called as `TermLoss.forward`."""
-        pred, target = upcast(pred, target)
+    def compute(self, call: Call) -> Tensor:
+        """The loss of logits of any shape."""
+        pred, target = upcast(call.pred, call.target)
         self.curve, self.pulls = self.curve.to(pred), self.pulls.to(pred)  # from then on they are where the logits are
-        own = _Interpolate.apply(pred, self.curve, self.start)
-        value: Tensor = self.loss(own, target, weight, avg_factor, reduction_override, **facts)
-        return value / (self._unit(pred.detach(), target.detach(), weight) if self.training else self.pull)
+        logits = _Interpolate.apply(pred, self.curve, self.start)
+        value = self.loss.compute(call._replace(pred=logits, target=target))
+        return value / (self._unit(pred.detach(), target.detach(), call.weight) if self.training else self.pull)
 
     def _unit(self, pred: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
         """How hard the loss pulls at these anchors, in units of BCE's pull."""
         error = (pred.sigmoid() - target).abs_()
         if weight is not None:
             error *= self.loss.fit(weight, error)
-        own, bce = (self.pulls[self._place(pred)] * error).sum(), error.sum()
+        pull, bce = (self.pulls[self._place(pred)] * error).sum(), error.sum()
         if self.over_ranks:
-            own, bce = sum_over_ranks(torch.stack([own, bce]))
+            pull, bce = sum_over_ranks(torch.stack([pull, bce]))
         nothing = 1e-20  # where there is nothing to pull, the unit is that of the start
-        return (own + nothing * self.pull) / (bce + nothing)
+        return (pull + nothing * self.pull) / (bce + nothing)
 
     def _place(self, pred: Tensor) -> Tensor:
         """Where on the curves these logits lie."""
         return ((pred - self.start) / _STEP).long().clamp_(0, len(self.pulls) - 1)
 
 
-class Beside(_Around):
+class WithStock(_Wrapper):
     """A loss and YOLOX's own of that term, added: ``loss_weight * (stock + share * loss)``.
 
     Args:
@@ -161,48 +153,30 @@ class Beside(_Around):
         name, kernel = ("iou", iou.iou) if loss.term == "iou" else ("bce", focal.bce)
         self.stock = TermLoss(loss.term, name, kernel, loss_weight=loss.loss_weight, reduction=loss.reduction)
 
-    def forward(
-        self,
-        pred: Tensor,
-        target: Tensor,
-        weight: Tensor | None = None,
-        avg_factor: float | Tensor | None = None,
-        reduction_override: str | None = None,
-        **facts: Any,
-    ) -> Tensor:
-        """The sum, called as `TermLoss.forward`; ``avg_factor`` does not divide a loss of a whole set."""
-        stock: Tensor = self.stock(pred, target, weight, avg_factor, reduction_override)
-        own = None if self.loss.whole_set else avg_factor
-        value: Tensor = self.loss(pred, target, weight, own, reduction_override, **facts)
+    def compute(self, call: Call) -> Tensor:
+        """The sum; ``avg_factor`` does not divide a loss of a whole set."""
+        stock = self.stock.compute(call._replace(facts={}))
+        value = self.loss.compute(call._replace(avg_factor=None) if self.loss.whole_set else call)
         return stock + self.share * value
 
 
-class ByOverlap(_Around):
+class WeighedByOverlap(_Wrapper):
     """A box loss of power 1 with the pull of YOLOX's own: each box times ``2 IoU``, detached.
 
-    Its ``1 - IoU`` then has the gradient of ``1 - IoU**2``, and its penalties stand to that as they did. As with YOLOX's
+    Its ``1 - IoU`` then has the gradient of ``1 - IoU**2``, and its penalties keep their share of it. As with YOLOX's
     own, boxes that do not touch are left alone.
 
     Args:
         loss: an element-wise box loss. Its ``loss_weight`` multiplies the result.
     """
 
-    def forward(
-        self,
-        pred: Tensor,
-        target: Tensor,
-        weight: Tensor | None = None,
-        avg_factor: float | Tensor | None = None,
-        reduction_override: str | None = None,
-        **facts: Any,
-    ) -> Tensor:
-        """The loss of boxes ``(N, 4)``, called as `TermLoss.forward`."""
+    def compute(self, call: Call) -> Tensor:
+        """The loss of boxes ``(N, 4)``."""
         with torch.no_grad():
-            slope = 2 * overlap(*upcast(pred, target)).iou
-            if weight is not None:
-                slope *= weight.mean(1) if weight.dim() == 2 else weight
-        value: Tensor = self.loss(pred, target, slope, avg_factor, reduction_override, **facts)
-        return value
+            slope = 2 * overlap(*upcast(call.pred, call.target)).iou
+            if call.weight is not None:
+                slope *= call.weight.mean(1) if call.weight.dim() == 2 else call.weight
+        return self.loss.compute(call._replace(weight=slope))
 
 
 def _pull(loss: TermLoss, logits: Tensor, target: float) -> Tensor:

@@ -14,7 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .derivatives import has_no_custom_gradient
+from .row import Limits, loss_row
 from .state import RunningKernel, number_of_ranks, sum_over_ranks
+
+_HARD_OR_IOU = ("hard", "iou")
+_PER_CLASS = "a list of numbers at least 0, one per class, or a dict from class names to such numbers"
+FOCAL_LIMITS = {"alpha": Limits(low=0, high=1, also=(-1.0,)), "gamma": Limits(low=0)}
+_BCE, _YOLOX = "-t log p - (1-t) log(1-p)", "YOLOX 2107.08430"
 
 
 class _KnownSlope(torch.autograd.Function):
@@ -75,34 +81,69 @@ def _safe_power(base: Tensor, exponent: float) -> Tensor:
     return base.clamp(min=torch.finfo(base.dtype).tiny).pow_(exponent) if exponent < 0 else base**exponent
 
 
-def _factor(pred: Tensor, value: float | Sequence[float], what: str) -> Tensor:
-    """A number, or a number a class, as a tensor that goes with the logits."""
+def _factor(pred: Tensor, value: float | Sequence[float], knob: str) -> Tensor:
+    """A number, or a number per class, as a tensor that goes with the logits."""
     factor = pred.new_tensor(value)
     if factor.dim() and pred.shape[-1:] != factor.shape:
-        raise ValueError(f"loss_cls: {what} has {len(factor)} numbers, one a class; the logits are {tuple(pred.shape)}")
+        raise ValueError(
+            f"loss_cls: {knob} has {len(factor)} numbers, one per class; the logits are {tuple(pred.shape)}"
+        )
     return factor
 
 
+@loss_row(
+    "cls",
+    formula=_BCE,
+    source=_YOLOX,
+    limits={
+        "pos_weight": Limits(kind="factor_or_factors", words=f"a number at least 0, or {_PER_CLASS}"),
+        "class_weight": Limits(kind="factors", words=f"None, or {_PER_CLASS}"),
+    },
+)
+@loss_row("obj", formula=_BCE, source=_YOLOX, limits={"pos_weight": Limits(low=0)}, targets=_HARD_OR_IOU)
 def bce(
     pred: Tensor,
     target: Tensor,
     pos_weight: float | Sequence[float] = 1.0,
     class_weight: Sequence[float] | None = None,
 ) -> Tensor:
-    """Binary cross entropy, stock YOLOX: ``-t log p - (1 - t) log(1 - p)``, at least 0.
+    """Binary cross entropy, stock YOLOX: ``-t log p - (1 - t) log(1 - p)``.
 
-    ``pos_weight`` multiplies the first half, for all classes or one number a class; ``class_weight`` multiplies both,
-    one number a class (the last dimension).
+    Args:
+        pred: logits, any shape; with a number per class the last dimension is C.
+        target: in [0, 1], the shape of ``pred``.
+        pos_weight: factor on the first half, at least 0: one number, or C.
+        class_weight: factor on both halves, at least 0: C numbers.
+
+    Returns:
+        The loss of each element, at least 0, in the shape of ``pred``.
+
+    Raises:
+        ValueError: as many numbers per class as there are no classes.
+
+    YOLOX 2107.08430.
     """
     positive = None if pos_weight == 1 else _factor(pred, pos_weight, "pos_weight")
     loss = F.binary_cross_entropy_with_logits(pred, target, pos_weight=positive, reduction="none")
     return loss if class_weight is None else loss * _factor(pred, class_weight, "class_weight")
 
 
+@loss_row("obj", "cls", formula="alpha_t (1-p_t)^gamma BCE", source="1708.02002", limits=FOCAL_LIMITS)
 def focal(pred: Tensor, target: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Focal loss (1708.02002): ``alpha_t (1 - p_t)**gamma BCE``, at least 0; ``alpha=-1`` leaves alpha_t out.
+    """Focal loss: ``alpha_t (1 - p_t)**gamma BCE``, meant for targets 0 and 1.
 
-    Meant for targets 0 and 1: on a soft target the same formula is not smallest at p = t.
+    On a soft target the same formula is not smallest at p = t.
+
+    Args:
+        pred: logits, any shape.
+        target: in [0, 1], the shape of ``pred``.
+        alpha: weight of foreground, in [0, 1]; background has ``1 - alpha``. -1: no weights.
+        gamma: at least 0; 0 is BCE.
+
+    Returns:
+        The loss of each element, at least 0, in the shape of ``pred``.
+
+    arXiv 1708.02002.
     """
     if gamma == 0:
         return bce(pred, target) if alpha < 0 else (alpha * target + (1 - alpha) * (1 - target)) * bce(pred, target)
@@ -129,13 +170,32 @@ def _focal(pred: Tensor, target: Tensor, alpha: float, gamma: float) -> tuple[Te
     return loss.mul_(weight), slope.mul_(weight)
 
 
+@loss_row(
+    "obj",
+    "cls",
+    formula="t > 0: t BCE(p, t); t = 0: alpha p^gamma BCE",
+    source="2008.13367",
+    limits={"alpha": Limits(low=0), "gamma": Limits(low=0), "iou_weighted": Limits()},
+    targets=_HARD_OR_IOU,
+)
 def varifocal(
     pred: Tensor, target: Tensor, alpha: float = 0.75, gamma: float = 2.0, iou_weighted: bool = True
 ) -> Tensor:
-    """Varifocal loss (2008.13367): ``t BCE(p, t)`` where t > 0, ``alpha p**gamma BCE(p, 0)`` where t = 0.
+    """Varifocal loss: ``t BCE(p, t)`` where t > 0, ``alpha p**gamma BCE(p, 0)`` where t = 0.
 
-    ``iou_weighted=False`` gives foreground the weight 1. The weight of the background is not detached, as in the
-    authors' code.
+    The weight of the background is not detached, as in the authors' code.
+
+    Args:
+        pred: logits, any shape.
+        target: in [0, 1], the shape of ``pred``: on foreground the IoU of the matched box.
+        alpha: weight of the background, at least 0.
+        gamma: at least 0.
+        iou_weighted: False gives foreground the weight 1 instead of t.
+
+    Returns:
+        The loss of each element, at least 0, in the shape of ``pred``.
+
+    arXiv 2008.13367.
     """
     return _with_known_slope(_varifocal, _varifocal_formula, pred, target, alpha, gamma, iou_weighted)
 
@@ -158,10 +218,28 @@ def _varifocal(pred: Tensor, target: Tensor, alpha: float, gamma: float, iou_wei
     return loss.mul_(weight), slope.mul_(weight)
 
 
+@loss_row(
+    "obj",
+    "cls",
+    formula="|t - p|^beta BCE(p, t)",
+    source="2006.04388",
+    limits={"beta": Limits(low=0)},
+    targets=_HARD_OR_IOU,
+)
 def quality_focal(pred: Tensor, target: Tensor, beta: float = 2.0) -> Tensor:
-    """Quality focal loss (2006.04388): ``|t - p|**beta BCE(p, t)``, at least 0; for soft targets, smallest at p = t.
+    """Quality focal loss: ``|t - p|**beta BCE(p, t)``, for soft targets; smallest at p = t.
 
-    The weight is not detached, as in the authors' code; on hard targets it is focal without alpha.
+    The weight is not detached, as in the authors' code. On hard targets the loss is focal without alpha.
+
+    Args:
+        pred: logits, any shape.
+        target: in [0, 1], the shape of ``pred``: on foreground the IoU of the matched box.
+        beta: at least 0; 0 is BCE.
+
+    Returns:
+        The loss of each element, at least 0, in the shape of ``pred``.
+
+    arXiv 2006.04388.
     """
     if beta == 0:
         return bce(pred, target)
@@ -186,12 +264,28 @@ def _quality_focal(pred: Tensor, target: Tensor, beta: float) -> tuple[Tensor, T
     return loss.mul_(weight).mul_(size), slope
 
 
+@loss_row(
+    "obj",
+    "cls",
+    name="ghmc",
+    formula="BCE / (bins in use x elements in the bin of |p - t|)",
+    source="1811.05181",
+    limits={"bins": Limits(low=1, high=1000), "momentum": Limits(low=0, high=1, open_high=True)},
+    targets=_HARD_OR_IOU,
+    whole_set=True,
+)
 class GHMC(RunningKernel):
-    """Gradient harmonised loss (1811.05181): BCE, each element divided by how many others have a gradient like its own.
+    """Gradient harmonised loss: BCE, each element divided by how many others have a gradient like its own.
 
     ``w = N/(bins in use x count of the bin of |p - t|)``, detached; the mean of ``w BCE`` over the N elements is the
     paper's loss. Elements of weight 0 are not counted. With ``momentum`` the counts of a bin are a running mean over
     the batches in which it was in use, agreed on by all ranks, moved in training mode only.
+
+    Args:
+        bins: of the histogram of ``|p - t|``, 1 to 1000.
+        momentum: of the running counts, in [0, 1); 0: the counts of this batch.
+
+    arXiv 1811.05181.
     """
 
     state = ("counts",)
@@ -203,7 +297,13 @@ class GHMC(RunningKernel):
         self.register_buffer("counts", torch.zeros(bins), persistent=False)
 
     def forward(self, pred: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Element-wise loss in the shape of the logits."""
+        """The weighted loss of each element.
+
+        Args:
+            pred: logits, any shape.
+            target: in [0, 1], the shape of ``pred``.
+            weight: of each element, the shape of ``pred``.
+        """
         with torch.no_grad():
             gap = (torch.sigmoid(pred) - target).abs()
             place = (gap * self.bins).long().clamp(max=self.bins - 1)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .boxes import TINY, TINY_IOU, Overlap, aspect_angle, overlap, power, ratio, root
+from .row import Limits, loss_row
 from .state import RunningKernel, sum_over_ranks
 
 
@@ -47,6 +48,12 @@ def _aspect_penalty(pred: Tensor, target: Tensor, iou: Tensor, gate: bool) -> Te
     return a * v
 
 
+@loss_row(
+    "iou",
+    formula="1 - IoU^2 | 1 - IoU | -log IoU",
+    source="YOLOX 2107.08430, 1608.01471",
+    limits={"mode": Limits(choices=("square", "linear", "log"))},
+)
 def iou(pred: Tensor, target: Tensor, mode: str = "square") -> Tensor:
     """IoU loss: ``1 - IoU**2`` (``square``, stock YOLOX), ``1 - IoU`` (``linear``), ``-log IoU`` (``log``, 1608.01471).
 
@@ -60,18 +67,21 @@ def iou(pred: Tensor, target: Tensor, mode: str = "square") -> Tensor:
     return -torch.log(value.clamp(min=TINY_IOU))
 
 
+@loss_row("iou", formula="1 - IoU + (|C| - U)/|C|", source="1902.09630")
 def giou(pred: Tensor, target: Tensor) -> Tensor:
     """Generalised IoU (1902.09630): ``1 - IoU + (|C| - U)/|C|``, range [0, 2]; pulls disjoint boxes together."""
     pair = overlap(pred, target)
     return 1 - pair.iou + _empty_part(pair)
 
 
+@loss_row("iou", formula="1 - IoU + rho2/c2", source="1911.08287")
 def diou(pred: Tensor, target: Tensor) -> Tensor:
     """Distance IoU (1911.08287): ``1 - IoU + rho2/c2``, range [0, 2]."""
     pair = overlap(pred, target)
     return 1 - pair.iou + _distance(pred, target, pair)
 
 
+@loss_row("iou", formula="1 - IoU + rho2/c2 + a v", source="1911.08287, 2005.03572", limits={"gate": Limits()})
 def ciou(pred: Tensor, target: Tensor, gate: bool = False) -> Tensor:
     """Complete IoU (1911.08287, 2005.03572): DIoU + ``a v``, range [0, 3).
 
@@ -81,6 +91,7 @@ def ciou(pred: Tensor, target: Tensor, gate: bool = False) -> Tensor:
     return 1 - pair.iou + _distance(pred, target, pair) + _aspect_penalty(pred, target, pair.iou, gate)
 
 
+@loss_row("iou", formula="1 - IoU + rho2/c2 + dw2/Cw2 + dh2/Ch2", source="2101.08158")
 def eiou(pred: Tensor, target: Tensor) -> Tensor:
     """Efficient IoU (2101.08158): DIoU + ``dw2/Cw2 + dh2/Ch2``, range [0, 4). Not MMDetection's *Extended* IoU."""
     pair = overlap(pred, target)
@@ -88,6 +99,7 @@ def eiou(pred: Tensor, target: Tensor) -> Tensor:
     return 1 - pair.iou + distance + sides.sum(1)
 
 
+@loss_row("iou", formula="IoU^gamma EIoU", source="2101.08158", limits={"gamma": Limits(low=0, open_low=True)})
 def focal_eiou(pred: Tensor, target: Tensor, gamma: float = 0.5) -> Tensor:
     """Focal-EIoU (2101.08158): ``IoU**gamma EIoU``, the weight detached; range [0, 4).
 
@@ -98,11 +110,18 @@ def focal_eiou(pred: Tensor, target: Tensor, gamma: float = 0.5) -> Tensor:
     return power(pair.iou.detach(), gamma) * (1 - pair.iou + distance + sides.sum(1))
 
 
+@loss_row("iou", formula="1 - IoU^alpha", source="2110.13675", limits={"alpha": Limits(low=0, open_low=True)})
 def alpha_iou(pred: Tensor, target: Tensor, alpha: float = 3.0) -> Tensor:
     """Alpha-IoU (2110.13675): ``1 - IoU**alpha``, range [0, 1]; alpha 2 is the stock loss."""
     return 1 - power(overlap(pred, target).iou, alpha)
 
 
+@loss_row(
+    "iou",
+    formula="1 - IoU^alpha + ((|C| - U)/|C|)^alpha",
+    source="2110.13675",
+    limits={"alpha": Limits(low=0, open_low=True)},
+)
 def alpha_giou(pred: Tensor, target: Tensor, alpha: float = 3.0) -> Tensor:
     """Alpha-GIoU (2110.13675): ``1 - IoU**alpha + ((|C| - U)/|C|)**alpha``, range [0, 2]."""
     pair = overlap(pred, target)
@@ -110,12 +129,24 @@ def alpha_giou(pred: Tensor, target: Tensor, alpha: float = 3.0) -> Tensor:
     return 1 - power(pair.iou, alpha) + power(_empty_part(pair), alpha, floor=TINY)
 
 
+@loss_row(
+    "iou",
+    formula="1 - IoU^alpha + (rho2/c2)^alpha",
+    source="2110.13675",
+    limits={"alpha": Limits(low=0, open_low=True)},
+)
 def alpha_diou(pred: Tensor, target: Tensor, alpha: float = 3.0) -> Tensor:
     """Alpha-DIoU (2110.13675): ``1 - IoU**alpha + (rho2/c2)**alpha``, range [0, 2]."""
     pair = overlap(pred, target)
     return 1 - power(pair.iou, alpha) + power(_distance(pred, target, pair), alpha)
 
 
+@loss_row(
+    "iou",
+    formula="1 - IoU^alpha + (rho2/c2)^alpha + (a v)^alpha",
+    source="2110.13675",
+    limits={"alpha": Limits(low=0, open_low=True)},
+)
 def alpha_ciou(pred: Tensor, target: Tensor, alpha: float = 3.0) -> Tensor:
     """Alpha-CIoU (2110.13675): alpha-DIoU + ``(a v)**alpha``; ``a`` comes from the plain IoU. Range [0, 3)."""
     pair = overlap(pred, target)
@@ -123,6 +154,12 @@ def alpha_ciou(pred: Tensor, target: Tensor, alpha: float = 3.0) -> Tensor:
     return 1 - power(pair.iou, alpha) + power(_distance(pred, target, pair), alpha) + power(aspect, alpha)
 
 
+@loss_row(
+    "iou",
+    formula="1 - IoU^alpha + (rho2/c2)^alpha + (dw2/Cw2)^alpha + (dh2/Ch2)^alpha",
+    source="2110.13675, 2101.08158",
+    limits={"alpha": Limits(low=0, open_low=True)},
+)
 def alpha_eiou(pred: Tensor, target: Tensor, alpha: float = 3.0) -> Tensor:
     """Alpha-EIoU (2110.13675 applied to 2101.08158): each of EIoU's penalties to the power of alpha. Range [0, 4)."""
     pair = overlap(pred, target)
@@ -146,6 +183,9 @@ def _siou_penalty(pred: Tensor, target: Tensor, pair: Overlap, theta: float) -> 
     return (distance + shape).sum(1) / 2
 
 
+@loss_row(
+    "iou", formula="1 - IoU + (distance by angle + shape^theta)/2", source="2205.12740", limits={"theta": Limits(low=1)}
+)
 def siou(pred: Tensor, target: Tensor, theta: float = 4.0) -> Tensor:
     """SIoU (2205.12740): ``1 - IoU + (D + O)/2``, a distance cost that depends on the angle and a shape cost.
 
@@ -155,6 +195,18 @@ def siou(pred: Tensor, target: Tensor, theta: float = 4.0) -> Tensor:
     return 1 - pair.iou + _siou_penalty(pred, target, pair, theta)
 
 
+@loss_row(
+    "iou",
+    name="wiou",
+    formula="w exp(rho2/c2) (1 - IoU); v1: w = 1, v2: sqrt(b), v3: b/(delta alpha^(b-delta)); b = (1-IoU)/mean",
+    source="2301.10051",
+    limits={
+        "version": Limits(choices=(1, 2, 3)),
+        "alpha": Limits(low=1, high=5, open_low=True),
+        "delta": Limits(low=0, high=6, open_low=True),
+        "momentum": Limits(low=0, high=1),
+    },
+)
 class WIoU(RunningKernel):
     """Wise-IoU (2301.10051): ``exp(rho2/c2) (1 - IoU)``, times a weight that depends on how good the box is for now.
 
@@ -197,6 +249,13 @@ class WIoU(RunningKernel):
         return mean
 
 
+@loss_row(
+    "iou",
+    formula="1 - IoU + (d_topleft2 + d_bottomright2)/(H2 + W2)",
+    source="2307.07662",
+    limits={"image_size": Limits(kind="size", words="(height, width) in px, or None: the batch's")},
+    wants=("image_size",),
+)
 def mpdiou(pred: Tensor, target: Tensor, image_size: tuple[float, float] | None = None) -> Tensor:
     """MPDIoU (2307.07662): ``1 - IoU + (d_topleft2 + d_bottomright2)/(H2 + W2)`` of the input image (H, W) in px.
 
@@ -218,6 +277,7 @@ def _one_minus_inner(pred: Tensor, target: Tensor, ratio: float) -> Tensor:
     return 1 - overlap(pred * scale, target * scale).iou
 
 
+@loss_row("iou", formula="1 - IoU_inner", source="2311.02877", limits={"ratio": Limits(low=0, open_low=True)})
 def inner_iou(pred: Tensor, target: Tensor, ratio: float = 0.75) -> Tensor:
     """Inner-IoU (2311.02877): ``1 - IoU`` of boxes scaled by ratio, range [0, 1].
 
@@ -227,16 +287,19 @@ def inner_iou(pred: Tensor, target: Tensor, ratio: float = 0.75) -> Tensor:
     return _one_minus_inner(pred, target, ratio)
 
 
+@loss_row("iou", formula="GIoU + IoU - IoU_inner", source="2311.02877", limits={"ratio": Limits(low=0, open_low=True)})
 def inner_giou(pred: Tensor, target: Tensor, ratio: float = 0.75) -> Tensor:
     """Inner-GIoU (2311.02877): ``GIoU + IoU - IoU_inner``, range [0, 2]."""
     return _one_minus_inner(pred, target, ratio) + _empty_part(overlap(pred, target))
 
 
+@loss_row("iou", formula="DIoU + IoU - IoU_inner", source="2311.02877", limits={"ratio": Limits(low=0, open_low=True)})
 def inner_diou(pred: Tensor, target: Tensor, ratio: float = 0.75) -> Tensor:
     """Inner-DIoU (2311.02877): ``DIoU + IoU - IoU_inner``, range [0, 2]."""
     return _one_minus_inner(pred, target, ratio) + _distance(pred, target, overlap(pred, target))
 
 
+@loss_row("iou", formula="CIoU + IoU - IoU_inner", source="2311.02877", limits={"ratio": Limits(low=0, open_low=True)})
 def inner_ciou(pred: Tensor, target: Tensor, ratio: float = 0.75) -> Tensor:
     """Inner-CIoU (2311.02877): ``CIoU + IoU - IoU_inner``, range [0, 3)."""
     pair = overlap(pred, target)
@@ -244,17 +307,25 @@ def inner_ciou(pred: Tensor, target: Tensor, ratio: float = 0.75) -> Tensor:
     return _one_minus_inner(pred, target, ratio) + penalty
 
 
+@loss_row("iou", formula="EIoU + IoU - IoU_inner", source="2311.02877", limits={"ratio": Limits(low=0, open_low=True)})
 def inner_eiou(pred: Tensor, target: Tensor, ratio: float = 0.75) -> Tensor:
     """Inner-EIoU (2311.02877): ``EIoU + IoU - IoU_inner``, range [0, 4)."""
     distance, sides = _distance_and_sides(pred, target, overlap(pred, target))
     return _one_minus_inner(pred, target, ratio) + distance + sides.sum(1)
 
 
+@loss_row("iou", formula="SIoU + IoU - IoU_inner", source="2311.02877", limits={"ratio": Limits(low=0, open_low=True)})
 def inner_siou(pred: Tensor, target: Tensor, ratio: float = 0.75) -> Tensor:
     """Inner-SIoU (2311.02877): ``SIoU + IoU - IoU_inner``, range [0, 3)."""
     return _one_minus_inner(pred, target, ratio) + _siou_penalty(pred, target, overlap(pred, target), theta=4.0)
 
 
+@loss_row(
+    "iou",
+    formula="1 - IoU + (hh dx2 + ww dy2)/c2 + shape/2, weights by the target's shape^scale",
+    source="2312.17663",
+    limits={"scale": Limits(low=0)},
+)
 def shape_iou(pred: Tensor, target: Tensor, scale: float = 0.0) -> Tensor:
     """Shape-IoU (2312.17663): offsets and sides weighed by the target's shape, range [0, 4).
 
@@ -272,6 +343,12 @@ def shape_iou(pred: Tensor, target: Tensor, scale: float = 0.0) -> Tensor:
     return 1 - pair.iou + distance + shape / 2
 
 
+@loss_row(
+    "iou",
+    formula="v1: 2 - IoU - exp(-P2); v2: 3 x exp(-x2) v1, x = lambda exp(-P)",
+    source="Powerful-IoU, Neural Networks 170 (2024)",
+    limits={"version": Limits(choices=(1, 2)), "lambda_": Limits(low=0, open_low=True)},
+)
 def piou(pred: Tensor, target: Tensor, version: int = 2, lambda_: float = 1.3) -> Tensor:
     """Powerful-IoU (Neural Networks 170, 2024): ``1 - IoU + 1 - exp(-P2)``, range [0, 2].
 
@@ -288,6 +365,14 @@ def piou(pred: Tensor, target: Tensor, version: int = 2, lambda_: float = 1.3) -
     return 3 * x * torch.exp(-x.square()) * loss
 
 
+@loss_row(
+    "iou",
+    formula="1 - exp(-W/constant)",
+    source="2110.13389",
+    limits={
+        "constant": Limits(kind="length_or_mean", words="a number of px at least 0.001, or 'mean': the boxes' size")
+    },
+)
 def nwd(pred: Tensor, target: Tensor, constant: float | str = 12.8) -> Tensor:
     """Normalised Wasserstein distance (2110.13389): ``1 - exp(-W/constant)``, range [0, 1), for tiny objects.
 

@@ -1,6 +1,6 @@
-"""What a loss that learns from batch to batch has in common with others of its kind: running state.
+"""Running state: what a loss keeps from batch to batch.
 
-The state stands in non-persistent buffers: it follows the module to a device, into a copy and into eval mode, and stays
+The state is held in non-persistent buffers: it follows the module to a device, into a copy and into eval mode, and stays
 out of the state_dict, so that checkpoints remain stock's. A resumed run reads it with `RunningKernel.running_state`.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 def sum_over_ranks(value: Tensor) -> Tensor:
     """The sum of a tensor over all processes of a distributed run, the tensor itself elsewhere.
 
-    Every rank must come here once a step, also one whose batch is empty.
+    Every rank must call this once per step, also one whose batch is empty.
     """
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         value = value.clone()
@@ -27,7 +27,11 @@ def number_of_ranks() -> int:
 
 
 class RunningKernel(nn.Module):
-    """A kernel with running state; ``state`` names the buffers that hold it."""
+    """A kernel with running state.
+
+    Attributes:
+        state: the names of the buffers that hold it.
+    """
 
     state: tuple[str, ...] = ()
 
@@ -38,11 +42,14 @@ class RunningKernel(nn.Module):
     def load_running_state(self, state: dict[str, Tensor]) -> None:
         """Go on from a state.
 
+        Args:
+            state: what `running_state` of the same loss with the same knobs gave.
+
         Raises:
             ValueError: the state is of another loss, or of other knobs.
         """
         for name in self.state:
-            own = getattr(self, name)
-            if name not in state or state[name].shape != own.shape:
-                raise ValueError(f"The running state has no {name!r} of shape {tuple(own.shape)}; it has {state}.")
-            setattr(self, name, state[name].to(own.device).clone())
+            buffer = getattr(self, name)
+            if name not in state or state[name].shape != buffer.shape:
+                raise ValueError(f"The running state has no {name!r} of shape {tuple(buffer.shape)}; it has {state}.")
+            setattr(self, name, state[name].to(buffer.device).clone())

@@ -11,7 +11,9 @@ from typing import Any
 
 from ..data.annotations import default_data_dir, read_class_names
 from ..errors import ConfigError
-from .registry import TERMS, nearest, resolve
+from .knobs import nearest
+from .registry import TERMS
+from .resolve import resolve
 
 KEYS = tuple(f"loss_{term}" for term in TERMS)
 ASSIGNERS = ("auto", "fast", "host")

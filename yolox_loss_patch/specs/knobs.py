@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigError
+from ..losses.row import Limits
 from .plain import as_python, is_number
 
 
@@ -22,10 +23,17 @@ def nearest(word: Any, choices: Iterable[str]) -> str:
 class Knob:
     """One setting of a loss: its default and what it may be.
 
-    ``low`` and ``high`` bound a number (``open_low``, ``open_high``: the bound itself is out), ``also`` are values
-    allowed besides; a default of type int asks for a whole number. ``choices`` are the words or whole numbers allowed.
-    Anything else has a ``parse`` that returns the value in its own type or raises ValueError, and ``words`` that say
-    what is allowed; None is allowed where it is the default. ``required``: there is no default.
+    A default of type int asks for a whole number, one of type bool for a flag.
+
+    Attributes:
+        default: the value when the spec has none.
+        low, high: bounds of a number; ``open_low``, ``open_high``: the bound itself is not allowed.
+        also: numbers that are allowed besides.
+        choices: the words or whole numbers that are allowed.
+        parse: for anything else: returns the value in its own type, or raises ValueError. None is allowed where it is
+            the default.
+        words: what is allowed, in words.
+        required: there is no default.
     """
 
     default: Any
@@ -38,6 +46,12 @@ class Knob:
     parse: Callable[[Any], Any] | None = None
     words: str = ""
     required: bool = False
+
+    @classmethod
+    def of(cls, default: Any, limits: Limits) -> Knob:
+        """The knob of a parameter with this default, within the limits of the loss's row."""
+        given = {key: value for key, value in vars(limits).items() if key != "kind"}
+        return cls(default, parse=PARSERS[limits.kind] if limits.kind else None, **given)
 
     def allowed(self) -> str:
         """The allowed values in words."""
@@ -54,7 +68,15 @@ class Knob:
         return " ".join([kind, " and ".join(bounds)]).rstrip() + "".join(f", or {value:g}" for value in self.also)
 
     def check(self, where: str, value: Any) -> Any:
-        """The value in the knob's type; `ConfigError` when it is not allowed."""
+        """The value in the knob's type.
+
+        Args:
+            where: the start of the message, ``loss_obj: gamma of 'focal'``.
+            value: what the user wrote.
+
+        Raises:
+            ConfigError: a value that is not allowed; the message says what is.
+        """
         value = as_python(value)
         error = ConfigError(f"{where} is {self.allowed()}; got {value!r}.")
         if self.parse is not None:
@@ -87,14 +109,14 @@ class Knob:
 
 
 def size(value: Any) -> tuple[float, float]:
-    """(height, width), both above 0."""
+    """(height, width) in px, both above 0; ValueError for anything else."""
     if not isinstance(value, Sequence) or len(value) != 2 or not all(is_number(side) and side > 0 for side in value):
         raise ValueError
     return float(value[0]), float(value[1])
 
 
 def length_or_mean(value: Any) -> float | str:
-    """Pixels, at least a thousandth of one; or ``mean``, for a mean over the boxes at hand."""
+    """Pixels, at least 0.001, or ``mean``, for a mean over the boxes at hand; ValueError for anything else."""
     if value == "mean":
         return "mean"
     if not is_number(value) or value < 1e-3:
@@ -103,7 +125,7 @@ def length_or_mean(value: Any) -> float | str:
 
 
 def first_epoch(value: Any) -> int:
-    """An epoch as the log counts them, from 1."""
+    """An epoch as the log counts them, from 1; ValueError for anything else."""
     if not is_number(value) or value < 1 or value != int(value):
         raise ValueError
     return int(value)
@@ -117,7 +139,7 @@ def _factor(value: Any) -> float:
 
 
 def factors(value: Any) -> tuple[float, ...] | dict[str, float]:
-    """One number a class, none below 0, as a list or by the class's name."""
+    """One number per class, none below 0, as a list or by the class's name; ValueError for anything else."""
     if isinstance(value, str) or not isinstance(value, (Sequence, Mapping)) or not value:
         raise ValueError
     if isinstance(value, Mapping):
@@ -126,7 +148,7 @@ def factors(value: Any) -> tuple[float, ...] | dict[str, float]:
 
 
 def factor_or_factors(value: Any) -> float | tuple[float, ...] | dict[str, float]:
-    """One number for all classes, or one a class."""
+    """One number for all classes, or one per class; ValueError for anything else."""
     return factors(value) if isinstance(value, (Sequence, Mapping)) else _factor(value)
 
 
@@ -138,7 +160,12 @@ _RANDOM_SAMPLER = {
 
 
 def sampler(value: Any) -> dict[str, Any] | None:
-    """A sampler's config as MMDetection writes it, every knob spelt out; None for the one that takes all anchors."""
+    """A sampler's config as MMDetection writes it, every knob spelt out; None for the one that takes all anchors.
+
+    Raises:
+        ConfigError: a knob that is not allowed.
+        ValueError: no config of a sampler that the kit has.
+    """
     if not isinstance(value, Mapping):
         raise ValueError
     knobs = dict(value)
@@ -163,3 +190,12 @@ def sampler(value: Any) -> dict[str, Any] | None:
         for key, knob in _RANDOM_SAMPLER.items()
     }
     return {"type": name, **checked}
+
+
+#: `losses.row.Limits.kind` -> the parser of such a knob.
+PARSERS: dict[str, Callable[[Any], Any]] = {
+    "factors": factors,
+    "factor_or_factors": factor_or_factors,
+    "size": size,
+    "length_or_mean": length_or_mean,
+}
