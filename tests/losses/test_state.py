@@ -8,6 +8,7 @@ import reference as ref
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.utils.checkpoint import checkpoint
 
 import yolox_loss_patch as ylp
 from yolox_loss_patch.head.sampler import RandomSampler
@@ -195,3 +196,41 @@ def test_random_sampler(num, fraction, bound, foreground, drawn):
         got = [(int(row[image].sum()), int(row[~image].sum())) for row, image in zip(sample, mask, strict=True)]
         assert got == drawn
     assert num == 1000 or not torch.equal(one, two)
+
+
+def state_of(module):
+    return {name: value.tolist() for name, value in module.running_state().items()}
+
+
+@pytest.mark.parametrize("term,spec,inputs", SPECS, ids=["wiou", "ghmc"])
+def test_state_stands_still_where_nothing_is_trained(term, spec, inputs):
+    module = ylp.build_loss(term, spec)
+    module(*inputs())
+    before = state_of(module)
+    with torch.no_grad():  # a validation loss, with the model in training mode
+        module(*inputs(seed=1))
+    module.eval()
+    module(*inputs(seed=2))
+    assert state_of(module) == before
+    module.train()
+    module(*inputs(seed=3))
+    assert state_of(module) != before
+
+
+@pytest.mark.parametrize("reentrant", [False, True], ids=["", "reentrant"])
+@pytest.mark.parametrize("term,spec,inputs", SPECS, ids=["wiou", "ghmc"])
+def test_state_moves_once_per_step_under_activation_checkpointing(term, spec, inputs, reentrant):
+    plain, saving = (ylp.build_loss(term, {**spec, "momentum": 0.5}) for _ in range(2))
+    for seed in range(3):
+        pred, target = inputs(seed=seed)
+        pulls = []
+        for module in (plain, saving):
+            leaf = pred.clone().requires_grad_()
+            if module is saving:
+                value = checkpoint(module, leaf, target, use_reentrant=reentrant)
+            else:
+                value = module(leaf, target)
+            value.backward()
+            pulls.append(leaf.grad)
+        assert state_of(saving) == state_of(plain)
+        torch.testing.assert_close(pulls[1], pulls[0], rtol=1e-12, atol=0)

@@ -304,6 +304,7 @@ class GHMC(RunningKernel):
             target: in [0, 1], the shape of ``pred``.
             weight: of each element, the shape of ``pred``.
         """
+        moves = self.moves_now()
         with torch.no_grad():
             gap = (torch.sigmoid(pred) - target).abs()
             place = (gap * self.bins).long().clamp(max=self.bins - 1)
@@ -313,7 +314,7 @@ class GHMC(RunningKernel):
             counts_now = places.new_zeros(self.bins + 1).scatter_add_(0, places, torch.ones_like(places))
             now = counts_now[: self.bins].to(pred.dtype)
             if self.momentum > 0:
-                now, counts = self._running_counts(now)
+                now, counts = self._running_counts(now, moves)
             else:
                 counts = now
             used = now > 0
@@ -321,11 +322,12 @@ class GHMC(RunningKernel):
         loss = harmony * bce(pred, target)
         return loss if weight is None else loss * weight
 
-    def _running_counts(self, now: Tensor) -> tuple[Tensor, Tensor]:
+    def _running_counts(self, now: Tensor, moves: bool) -> tuple[Tensor, Tensor]:
         # A mean and not a sum over the ranks: each averages over its own elements, and DDP averages the ranks.
         now = sum_over_ranks(now) / number_of_ranks()
         counts = self.counts.to(now)
-        moved = torch.where(now > 0, self.momentum * counts + (1 - self.momentum) * now, counts)
-        if self.training:
-            self.counts = moved
-        return now, moved
+        if moves or not self.training:
+            counts = torch.where(now > 0, self.momentum * counts + (1 - self.momentum) * now, counts)
+        if moves:
+            self.counts = counts
+        return now, counts

@@ -231,18 +231,19 @@ class WIoU(RunningKernel):
         attention = torch.exp(ratio(_squared_distance(pred, target), diagonal))
         if self.version == 1:
             return attention * loss
+        moves = self.moves_now()
         with torch.no_grad():
             badness = loss.clamp(min=0)
-            badness = badness / self._running_mean(badness).clamp(min=TINY)
+            badness = badness / self._running_mean(badness, moves).clamp(min=TINY)
             if self.version == 2:
                 weight = badness.sqrt()
             else:
                 weight = badness / self.delta * torch.exp((self.delta - badness) * math.log(self.alpha))
         return weight * attention * loss
 
-    def _running_mean(self, badness: Tensor) -> Tensor:
+    def _running_mean(self, badness: Tensor, moves: bool) -> Tensor:
         mean = self.mean.to(badness)
-        if self.training:
+        if moves:
             total, count = sum_over_ranks(torch.stack([badness.sum(), badness.new_tensor(float(len(badness)))]))
             moved = (1 - self.momentum) * mean + self.momentum * total / count.clamp(min=1)
             self.mean = mean = torch.where(count > 0, moved, mean)

@@ -6,6 +6,7 @@ out of the state_dict, so that checkpoints remain stock's. A resumed run reads i
 
 from __future__ import annotations
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -34,6 +35,24 @@ class RunningKernel(nn.Module):
     """
 
     state: tuple[str, ...] = ()
+    _owes_a_move = False
+
+    def moves_now(self) -> bool:
+        """Whether this call is the one of its training step in which the state moves. A kernel asks once per call.
+
+        Not in eval mode and not under ``no_grad``, where nothing is trained. Activation checkpointing calls the loss a
+        second time inside the backward pass: the state has moved by then, unless the first call was under ``no_grad``,
+        as it is with ``use_reentrant=True``.
+        """
+        if not self.training:
+            return False
+        is_backward = torch._C._current_graph_task_id() != -1
+        if not torch.is_grad_enabled():
+            self._owes_a_move = not is_backward
+            return False
+        moves = self._owes_a_move or not is_backward
+        self._owes_a_move = False
+        return moves
 
     def running_state(self) -> dict[str, Tensor]:
         """A copy of the state on the CPU, for the resume file of a run."""
