@@ -15,7 +15,8 @@ from PIL import Image
 
 from yolox_loss_patch.compare import figures, report
 from yolox_loss_patch.compare.comparison import analyse, compare
-from yolox_loss_patch.compare.report import sort_value, write
+from yolox_loss_patch.compare.pages import sort_value
+from yolox_loss_patch.compare.report import write
 from yolox_loss_patch.compare.tables import answers, tables
 from yolox_loss_patch.errors import RunError
 

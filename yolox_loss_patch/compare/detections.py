@@ -120,9 +120,18 @@ class Truth:
             raise RunError(f"{path} has detections in image {min(strangers)}, which the annotations do not list")
         return table
 
+    def evaluation(self, table: NDArray[np.float64]) -> Any:
+        """A ``hotcoco.COCOeval`` of these detections that has been evaluated.
+
+        Args:
+            table: detections as `read` gives them, ``(D, 7)``; the evaluation numbers them 1, 2, ... in this order, and the
+                boxes of ``annotations`` likewise.
+        """
+        return _evaluate(self._coco, table)
+
     def diagnose(self, path: Path) -> Diagnosis:
         """Everything that the detections of one file tell."""
-        evaluation = _evaluate(self._coco, self.read(path))
+        evaluation = self.evaluation(self.read(path))
         precision = evaluation.eval["precision"][:, :, :, 0, -1]  # IoU x recall x class, all sizes, 100 detections
         found = evaluation.get_results()
         metrics = {name: float(found[key]) for name, key in METRICS.items()}

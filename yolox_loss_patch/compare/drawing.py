@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import textwrap
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation, Transform
 
 SMALL = 8.5  # size of small text, in points
+_WIDTH = 4.8  # inches of a panel: as wide as a phone shows without making the letters too small
 KEY = 8.0  # size of the names beside the axes, in points
 _LINE = 0.165  # inches of a line of small text
 _MARKS = 0.4  # inches that the marks of a row take
@@ -51,6 +52,61 @@ class Look:
 _OKABE_ITO = ("#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 LIGHT = Look("#1b1f24", "#6a737d", "#ffffff", ("#1b1f24", "#0072B2", *_OKABE_ITO, "#7A4B9A"))
 DARK = Look("#e6e8eb", "#9aa3ad", "#15181c", ("#e6e8eb", "#2F8FDD", *_OKABE_ITO, "#A98BD0"))
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A picture of a page, and a part of the PNG that has all of them.
+
+    Attributes:
+        section: the part of the page in which it stands.
+        title: above it.
+        alt: the same in words, for those who do not see it.
+        height: in inches.
+        paint: draws it into axes.
+        named: each group has a row with its name.
+    """
+
+    section: str
+    title: str
+    alt: str
+    height: float
+    paint: Callable[[Axes, Look], None]
+    named: bool = False
+
+
+def picture(panel: Panel, look: Look) -> bytes:
+    """A panel as PNG."""
+    with style(look):
+        figure = Figure(figsize=(_WIDTH, panel.height), layout="constrained")
+        _paint(figure.subplots(), panel, look)
+        return rendered(figure, format="png", dpi=160)
+
+
+def sheet(panels: Sequence[Panel]) -> bytes:
+    """All panels in a single PNG, three in a row."""
+    named, others = ([panel for panel in panels if panel.named is wanted] for wanted in (True, False))
+    # Rows by group grow with the number of groups, the others do not: kept apart, none is stretched.
+    rows = [named[:3], *(others[start : start + 3] for start in range(0, len(others), 3)), named[3:]]
+    rows = [row for row in rows if row]
+    heights = [max(panel.height for panel in row) for row in rows]
+    with style(LIGHT):
+        figure = Figure(figsize=(3 * _WIDTH, sum(heights)), layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)  # type: ignore[union-attr, call-arg]
+        # A subfigure per row: the space for names beside the curves is then kept free in that row only.
+        parts = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
+        for part, row in zip(parts, rows, strict=True):
+            grid = part.subplots(1, 3, squeeze=False)[0]
+            for axes, panel in zip(grid, row, strict=False):
+                _paint(axes, panel, LIGHT)
+            for axes in grid[len(row) :]:
+                axes.set_axis_off()
+        return rendered(figure, format="png", dpi=110)
+
+
+def _paint(axes: Axes, panel: Panel, look: Look) -> None:
+    panel.paint(axes, look)
+    axes.set_title("\n".join(wrapped(panel.title, 50)), loc="left", fontsize=10.5)
 
 
 def rows_height(texts: list[list[str]]) -> float:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -19,44 +17,19 @@ from ..runs.selection import Run
 from .detections import ERRORS
 from .drawing import (
     KEY,
-    LIGHT,
     SMALL,
     Look,
+    Panel,
     label_rows,
     names_beside_axes,
     names_height,
     raised,
-    rendered,
     rows_height,
-    style,
+    sheet,
     wrapped,
 )
 from .results import Comparison, Result, best_threshold
 from .statistics import EFFECT
-
-_WIDTH = 4.8  # inches of a panel: as wide as a phone shows without making the letters too small
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One picture of the page, and a part of ``comparison.png``.
-
-    Attributes:
-        section: what it belongs to.
-        title: above it.
-        alt: the same in words, for those who do not see it.
-        height: in inches.
-        paint: draws it into axes.
-        named: each group has a row with its name.
-    """
-
-    section: str
-    title: str
-    alt: str
-    height: float
-    paint: Callable[[Axes, Look], None]
-    named: bool = False
-
 
 ANSWER, CURVES, WHY, COST = "Answer", "Training curves", "Errors and scores", "Cost"
 _CURVES: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -109,34 +82,9 @@ def panels(comparison: Comparison) -> list[Panel]:
     return found
 
 
-def picture(panel: Panel, look: Look) -> bytes:
-    """One panel as PNG."""
-    with style(look):
-        figure = Figure(figsize=(_WIDTH, panel.height), layout="constrained")
-        _paint(figure.subplots(), panel, look)
-        return rendered(figure, format="png", dpi=160)
-
-
 def overview(comparison: Comparison) -> bytes:
     """All panels in a single PNG, three in a row."""
-    shown = panels(comparison)
-    named, others = ([panel for panel in shown if panel.named is wanted] for wanted in (True, False))
-    # Rows by group grow with the number of groups, the others do not: kept apart, none is stretched.
-    rows = [named[:3], *(others[start : start + 3] for start in range(0, len(others), 3)), named[3:]]
-    rows = [row for row in rows if row]
-    heights = [max(panel.height for panel in row) for row in rows]
-    with style(LIGHT):
-        figure = Figure(figsize=(3 * _WIDTH, sum(heights)), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)  # type: ignore[union-attr, call-arg]
-        # A subfigure per row: the space for names beside the curves is then kept free in that row only.
-        parts = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
-        for part, row in zip(parts, rows, strict=True):
-            grid = part.subplots(1, 3, squeeze=False)[0]
-            for axes, panel in zip(grid, row, strict=False):
-                _paint(axes, panel, LIGHT)
-            for axes in grid[len(row) :]:
-                axes.set_axis_off()
-        return rendered(figure, format="png", dpi=110)
+    return sheet(panels(comparison))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -324,11 +272,6 @@ def _reliability(axes: Axes, look: Look, results: Sequence[Result]) -> None:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What the panels share.
-
-
-def _paint(axes: Axes, panel: Panel, look: Look) -> None:
-    panel.paint(axes, look)
-    axes.set_title("\n".join(wrapped(panel.title, 50)), loc="left", fontsize=10.5)
 
 
 def _faintness(results: Sequence[Result]) -> float:
