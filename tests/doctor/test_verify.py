@@ -7,7 +7,7 @@ from conftest import EXP
 import yolox_loss_patch as ylp
 from yolox_loss_patch import cli
 from yolox_loss_patch.doctor.verify import verify
-from yolox_loss_patch.head import stage
+from yolox_loss_patch.head import hosts, stage, targets
 
 pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor:UserWarning")
 
@@ -88,7 +88,7 @@ def test_the_training_moves_the_weights_and_both_sides_differ_in_their_code(work
 
 
 def test_the_difference_of_a_wrong_loss_is_found(work, monkeypatch, capsys):
-    monkeypatch.setattr(stage, "BOX_WEIGHT", 5.000001)
+    monkeypatch.setattr(hosts, "BOX_WEIGHT", 5.000001)
     monkeypatch.chdir(work)
     assert cli.main(["verify", "-f", "tiny.py", "--steps", "2", "--device", "cpu"]) == 2
     output = capsys.readouterr()
@@ -98,12 +98,12 @@ def test_the_difference_of_a_wrong_loss_is_found(work, monkeypatch, capsys):
 
 
 def test_the_difference_of_a_wrong_gradient_is_found(work, monkeypatch):
-    backward = stage._Split.backward
+    backward = targets.SplitOutputs.backward
 
     def wrong(ctx, boxes, obj, cls):
         return backward(ctx, boxes * (1 + 1e-6), obj, cls)
 
-    monkeypatch.setattr(stage._Split, "backward", staticmethod(wrong))
+    monkeypatch.setattr(targets.SplitOutputs, "backward", staticmethod(wrong))
     lines = look(work)
     assert levels(lines, "losses", "gradients", "training") == ["ok", "error", "error"]
     assert "first off in step 1" in lines["training"].text

@@ -45,7 +45,7 @@ def head_of(tmp_path, monkeypatch):
 def log():
     """The lines of the log."""
     lines = []
-    fork._tell.cache_clear()
+    fork.warn_of_swap.cache_clear()
     sink = logger.add(lambda line: lines.append(str(line)), format="{message}")
     yield lines
     logger.remove(sink)

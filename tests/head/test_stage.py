@@ -14,7 +14,8 @@ import yolox_loss_patch as ylp
 from yolox_loss_patch import build_loss
 from yolox_loss_patch.errors import ConfigError
 from yolox_loss_patch.head.patch import stage_of
-from yolox_loss_patch.head.stage import ElementWeights, build_term
+from yolox_loss_patch.head.terms import build_term
+from yolox_loss_patch.head.weights import ElementWeights
 
 PLACE = {"iou": 1, "obj": 2, "cls": 3, "l1": 4}
 DEFAULT = {"obj": "bce", "cls": "bce", "iou": "iou", "l1": "l1"}

@@ -21,7 +21,8 @@ from ..errors import ConfigError, RunError
 from ..exp.device import choose_device
 from ..exp.loading import load_exp
 from ..head.patch import find_head, patch_model, stage_of, unpatch_model
-from ..head.stage import ElementWeights, build_term
+from ..head.terms import build_term
+from ..head.weights import ElementWeights
 from ..runs.checkpoint import load_checkpoint
 from ..runs.files import write_atomically
 from ..runs.record import GRADIENT_COLUMNS

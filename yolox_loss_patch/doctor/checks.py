@@ -26,7 +26,7 @@ from ..data.checks import check_dataset, coco_dataset, open_data
 from ..errors import DataError, KitError
 from ..exp.loading import load_exp
 from ..head import hosts
-from ..head.patch import patch_model, stage_of, unpatch_model
+from ..head.patch import patch_model, stage_with, unpatch_model
 from ..specs.config import LossConfig
 
 OK, WARNING, ERROR = "ok", "warning", "error"
@@ -438,15 +438,7 @@ def _experiment(exp_file: str | None, name: str | None, opts: Sequence[str]) -> 
 def _model(exp: Any) -> Iterator[Finding]:
     with quiet():
         model = exp.get_model()
-    stage = stage_of(model)
-    if stage is None or stage.config != LossConfig.from_exp(exp):
-        yield Finding(
-            ERROR,
-            "model",
-            f"{type(model).__name__} does not have the losses of the experiment: get_model() does not reach LossExp.get_model",
-            "Call super().get_model() in the experiment's class, or patch_model() at its end.",
-        )
-        return
+    stage_with(model, LossConfig.from_exp(exp))
     size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     yield Finding(OK, "model", f"{type(model).__name__} with {size:.2f} M parameters, has the losses of the experiment")
     head_classes = getattr(model.head, "num_classes", exp.num_classes)

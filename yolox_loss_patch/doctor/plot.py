@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..head.stage import build_term
+from ..head.terms import build_term
 from ..losses.calibration import PRIOR
 from ..specs.build import build_loss
 from ..specs.knobs import nearest

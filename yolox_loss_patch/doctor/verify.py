@@ -21,7 +21,7 @@ from ..data.loader import Prefetcher, training_loader
 from ..errors import ConfigError, HostError, PatchError
 from ..exp.loading import load_exp
 from ..head import hosts
-from ..head.patch import find_head, patch_model, stage_of, unpatch_model
+from ..head.patch import find_head, patch_model, stage_of, stage_with, unpatch_model
 from ..specs.config import LossConfig
 from .checks import ERROR, OK, WARNING, Finding, guarded, in_words, quiet, trainer
 
@@ -217,14 +217,10 @@ def _own_losses(exp: Any, batch: Batch) -> Iterator[Finding]:
     device = batch[0].device
     with quiet():
         model = exp.get_model().to(device).train()  # as a training gets it, element weights included
-    stage = stage_of(model)
-    if stage is None or stage.config != config:
-        yield Finding(
-            ERROR,
-            check,
-            "the model does not have the losses of the experiment: its get_model() does not reach LossExp.get_model",
-            "Call super().get_model() in the experiment's class, or patch_model() at its end.",
-        )
+    try:
+        stage = stage_with(model, config)
+    except PatchError as error:
+        yield Finding(ERROR, check, str(error))
         return
     optimizer = fresh_optimizer(exp, len(batch[0]))
     stage.l1_is_scheduled = True

@@ -12,7 +12,7 @@ from .. import wiring
 from ..errors import KitError
 from ..head import hosts
 from ..head.patch import patch_model, stage_of, unpatch_model
-from ..head.stage import ElementWeights
+from ..head.weights import ElementWeights
 from ..specs.config import LossConfig
 from .overrides import SETTINGS, merge
 

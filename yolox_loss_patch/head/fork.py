@@ -12,7 +12,7 @@ import ast
 import functools
 import inspect
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,24 +26,20 @@ from ..specs.config import LossConfig
 from . import hosts
 from .stage import LossStage, non_finite
 
-# Term -> the module that the head computes it with, and the name of its predictions in the known hosts; in the order of
-# the calls. The place of the L1 term is not looked at: its module serves no other.
-CALLS = {
-    "iou": ("iou_loss", "bbox_preds"),
-    "obj": ("bcewithlog_loss", "obj_preds"),
-    "cls": ("bcewithlog_loss", "cls_preds"),
-}
-_OFF = (
-    "Off, because the targets are made inside it: objectness targets from the IoU (target='iou'), samplers, loss_weights. "
-    "Off, because it divides the terms itself: avg_factor other than num_fg, reduction='sum', the losses that average over "
-    "their set ("
+# Term -> the name of its predictions in the known hosts, in the order of the calls. The place of the L1 term is not
+# looked at: its module serves no other.
+PREDICTIONS = {"iou": "bbox_preds", "obj": "obj_preds", "cls": "cls_preds"}
+_UNAVAILABLE = (
+    "Not available, because it makes the targets itself: objectness targets from the IoU (target='iou'), samplers, "
+    "loss_weights. Not available, because it divides the terms itself: avg_factor other than num_fg, reduction='sum', the "
+    "losses that average over their set ("
     + ", ".join(sorted({name for _, name, loss in kit_losses() if loss.whole_set}))
-    + "). Off, because it calls its own: the fast label assignment."
+    + "). Not available, because it calls its own assigner: the fast label assignment."
 )
 
 
 def first_difference(function: Callable[..., Any]) -> str | None:
-    """Where the calls of a ``get_losses`` first differ from YOLOX's; None when they are YOLOX's."""
+    """Where the calls of a ``get_losses`` first differ from YOLOX's, in words; None when they are YOLOX's."""
     try:
         source, first_line = inspect.getsourcelines(function)
         tree = ast.parse(textwrap.dedent("".join(source)))
@@ -53,10 +49,11 @@ def first_difference(function: Callable[..., Any]) -> str | None:
     for name in ("imgs", "outputs"):
         if name not in parameters:
             return f"it has no parameter {name!r}"
-    known = {name for name, _ in CALLS.values()}
+    known = {hosts.LOSS_MODULES[term] for term in PREDICTIONS}
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and _module(node) in known]
     calls.sort(key=lambda node: (node.lineno, node.col_offset))
-    for number, (term, (module, preds)) in enumerate(CALLS.items()):
+    for number, (term, preds) in enumerate(PREDICTIONS.items()):
+        module = hosts.LOSS_MODULES[term]
         wanted = f"where YOLOX calls self.{module} for the {term} term"
         if number == len(calls):
             return f"it ends after {number} calls of loss modules, {wanted}"
@@ -67,11 +64,11 @@ def first_difference(function: Callable[..., Any]) -> str | None:
         if len(node.args) != 2 or node.keywords:
             return f"{line} calls self.{module} with other arguments than (pred, target)"
         names = {part.id for part in ast.walk(node.args[0]) if isinstance(part, ast.Name)}
-        others = names & {other for _, other in CALLS.values()} - {preds}
+        others = names & set(PREDICTIONS.values()) - {preds}
         if others and preds not in names:
             return f"{line} calls self.{module} with {', '.join(sorted(others))} {wanted}"
-    if len(calls) > len(CALLS):
-        extra = calls[len(CALLS)]
+    if len(calls) > len(PREDICTIONS):
+        extra = calls[len(PREDICTIONS)]
         return f"line {first_line + extra.lineno - 1} calls self.{_module(extra)} once more than YOLOX does"
     return None
 
@@ -101,7 +98,7 @@ def check(function: Callable[..., Any], config: LossConfig) -> None:
         raise HostError(
             f"The kit does not know this YOLOX: {where} was edited or patched by somebody else (fingerprint "
             f"{hosts.fingerprint(function) or 'none'}), so taking its place would drop that change. Nor can its loss "
-            f"modules be swapped, as it does not call them as YOLOX does: {difference}. Train this fork with its own "
+            f"modules be swapped, because it does not call them as YOLOX does: {difference}. Train this fork with its own "
             f"losses, or use a YOLOX that is known ({', '.join(hosts.KNOWN_GET_LOSSES.values())}). {hosts.INSTALL}"
         )
     asked = LossStage(config).asked
@@ -112,17 +109,19 @@ def check(function: Callable[..., Any], config: LossConfig) -> None:
         if "avg_factor" not in spec:
             wrong.append(f"{spec['type']!r}, which averages over its set,")
         if wrong:
-            raise ConfigError(f"loss_{term}: {' and '.join(wrong)} cannot be had here: {where} is a fork's own. {_OFF}")
+            raise ConfigError(
+                f"loss_{term}: {' and '.join(wrong)} cannot be had here, where {where} is a fork's. {_UNAVAILABLE}"
+            )
     if "l1" in asked and "self.l1_loss(" not in inspect.getsource(function):
-        raise ConfigError(f"loss_l1 cannot be set here: {where} is a fork's own and never calls self.l1_loss.")
-    _tell(where)
+        raise ConfigError(f"loss_l1 cannot be set here: {where} is a fork's and never calls self.l1_loss.")
+    warn_of_swap(where)
 
 
 @functools.cache
-def _tell(where: str) -> None:
-    """Once a process."""
+def warn_of_swap(where: str) -> None:
+    """Say once per process that only the loss modules of this ``get_losses`` are swapped, and what that rules out."""
     logger.warning(
-        f"{where} is not one that the kit knows. It stays, and the kit swaps only the loss modules it calls. {_OFF}"
+        f"{where} is not one that the kit knows. It stays, and the kit swaps only the loss modules that it calls. {_UNAVAILABLE}"
     )
 
 
@@ -130,7 +129,7 @@ class ForkStage(LossStage):
     """The loss stage of a fork: its own ``get_losses``, with other loss modules while it runs.
 
     Args:
-        config: the losses; a term at its default keeps the fork's own module.
+        config: the losses; a term at its default keeps the fork's module.
         original: the fork's ``get_losses``, checked by `check`.
     """
 
@@ -146,9 +145,9 @@ class ForkStage(LossStage):
             ConfigError: the experiment has ``loss_weights``.
         """
         if self.element_weights is not None:
-            raise ConfigError(f"loss_weights cannot be had here: {self._where()} is a fork's own. {_OFF}")
+            raise ConfigError(f"loss_weights cannot be had here: {self.where()} is a fork's. {_UNAVAILABLE}")
         inputs = inspect.signature(self.original).bind(head, *args, **kwargs).arguments
-        calls = _Calls(self, head, inputs["imgs"], inputs["outputs"])
+        calls = _LossCalls(self, head, inputs["imgs"], inputs["outputs"])
         # On the instance, where they hide the modules without taking their place: state_dict and children stay.
         hidden = {name: head.__dict__[name] for name in calls.modules if name in head.__dict__}
         head.__dict__.update(calls.modules)
@@ -166,11 +165,12 @@ class ForkStage(LossStage):
         calls.finish()
         return result
 
-    def _where(self) -> str:
+    def where(self) -> str:
+        """Module and name of the fork's ``get_losses``."""
         return f"{self.original.__module__}.{self.original.__qualname__}"
 
 
-class _Calls:
+class _LossCalls:
     """The calls of the loss modules during one ``get_losses``.
 
     Attributes:
@@ -179,12 +179,12 @@ class _Calls:
 
     def __init__(self, stage: ForkStage, head: Any, images: Tensor, outputs: Tensor) -> None:
         self.stage = stage
-        self.own = _own_modules(head)
+        self.fork_losses = hosts.loss_modules(head)
         self.facts = {"image_size": images.shape[-2:]}
         self.anchors = outputs.shape[0] * outputs.shape[1]
         self.num_classes = head.num_classes
         self.num_fg = 0
-        self.left = list(CALLS)
+        self.pending = list(PREDICTIONS)
         self.modules: dict[str, Any] = {
             "iou_loss": functools.partial(self._call, "iou_loss"),
             "bcewithlog_loss": functools.partial(self._call, "bcewithlog_loss"),
@@ -192,9 +192,9 @@ class _Calls:
         }
 
     def _call(self, module: str, pred: Tensor, target: Tensor) -> Tensor:
-        number = len(CALLS) - len(self.left) + 1
-        term = self.left.pop(0) if self.left else None
-        expected = CALLS[term][0] if term else None
+        number = len(PREDICTIONS) - len(self.pending) + 1
+        term = self.pending.pop(0) if self.pending else None
+        expected = hosts.LOSS_MODULES[term] if term else None
         if module != expected:
             self._stop(f"call {number} of a loss module is self.{module}, where YOLOX calls "
                        + (f"self.{expected} for the {term} term" if term else "no more"))  # fmt: skip
@@ -215,26 +215,31 @@ class _Calls:
     def _loss(self, term: str, pred: Tensor, target: Tensor) -> Tensor:
         """Element by element; the fork sums and divides."""
         if term not in self.stage.asked:
-            own: Tensor = self.own[term](pred, target)
-            return own
+            fork_loss: Tensor = self.fork_losses[term](pred, target)
+            return fork_loss
         loss = self.stage.losses[term]
         facts = {fact: self.facts[fact] for fact in getattr(loss, "wants", ())}
         value: Tensor = loss(pred, target, reduction_override="none", **facts)
         if value.shape[:1] != pred.shape[:1]:
             raise ConfigError(
                 f"loss_{term} gives {tuple(value.shape)} for {tuple(pred.shape)}: only an element-wise loss can take the "
-                f"place of a module, and {self.stage._where()} is a fork's own. {_OFF}"
+                f"place of a module, and {self.stage.where()} is a fork's. {_UNAVAILABLE}"
             )
         return value
 
     def finish(self) -> None:
-        """All calls were made."""
-        if self.left:
-            self._stop(f"it ended without the call of self.{CALLS[self.left[0]][0]} for the {self.left[0]} term")
+        """Check that all calls were made.
+
+        Raises:
+            HostError: one is missing.
+        """
+        if self.pending:
+            term = self.pending[0]
+            self._stop(f"it ended without the call of self.{hosts.LOSS_MODULES[term]} for the {term} term")
 
     def _stop(self, difference: str) -> None:
         raise HostError(
-            f"{self.stage._where()} did not call its loss modules as YOLOX does: {difference}. The losses of the "
+            f"{self.stage.where()} did not call its loss modules as YOLOX does: {difference}. The losses of the "
             "experiment would go to the wrong terms; nothing was trained from this batch. Train this fork with its own losses."
         )
 
@@ -244,34 +249,27 @@ class _Calls:
         if term == "iou":
             stats["fg_iou"] = overlap(*upcast(pred, target)).iou.sum()
         elif term == "obj":
-            scores, found = pred.float().sigmoid(), target > 0
-            foreground = scores[found].sum()
+            scores, is_foreground = pred.float().sigmoid(), target > 0
+            foreground = scores[is_foreground].sum()
             stats.update(obj_fg=foreground, obj_bg=scores.sum() - foreground)
-            stats.update(num_fg=found.sum(), num_bg=(~found).sum())
+            stats.update(num_fg=is_foreground.sum(), num_bg=(~is_foreground).sum())
 
 
 def make_stage(head: Any, function: Callable[..., Any], config: LossConfig) -> LossStage:
     """The loss stage for a head with this ``get_losses`` of its class.
 
     Raises:
-        HostError, ConfigError: what `check` raises, for a function that the kit does not know.
+        HostError, ConfigError: as `check` raises them, for a function that the kit does not know.
     """
     if hosts.known_get_losses(function) is None:
         check(function, config)
         return ForkStage(config, function)
     edited = hosts.edited_modules(head)
-    stage = LossStage(config, own={term: _own_modules(head)[term] for term in edited})
-    kept = {term: what for term, what in edited.items() if term not in stage.asked}
+    modules = hosts.loss_modules(head)
+    stage = LossStage(config, host_losses={term: modules[term] for term in edited})
+    kept = ", ".join(f"loss_{term} is {module}" for term, module in edited.items() if term not in stage.asked)
     if kept:
-        logger.warning(_kept(kept))
+        logger.warning(
+            f"The head's loss modules are not YOLOX's and stay where the losses are left at their default: {kept}."
+        )
     return stage
-
-
-def _own_modules(head: Any) -> Mapping[str, Any]:
-    names = {**{term: name for term, (name, _) in CALLS.items()}, "l1": "l1_loss"}
-    return {term: getattr(head, name, None) for term, name in names.items()}
-
-
-def _kept(kept: Mapping[str, str]) -> str:
-    listed = ", ".join(f"loss_{term} is {what}" for term, what in kept.items())
-    return f"The head's own loss modules are not YOLOX's and stay where the losses are left at their default: {listed}."

@@ -14,15 +14,15 @@ from torch import Tensor
 
 
 def half_dtype(device: torch.device) -> torch.dtype:
-    """What ``--fp16`` computes in: fp16 on CUDA; elsewhere bf16, which has fp32's range and needs no loss scaling."""
+    """The dtype of ``--fp16``: fp16 on CUDA; elsewhere bf16, which has fp32's range and needs no loss scaling."""
     return torch.float16 if device.type == "cuda" else torch.bfloat16
 
 
 def decode_in_fp32(head: Any) -> None:
     """Let this head decode its predictions in fp32 in training, whatever the dtype of its features.
 
-    YOLOX decodes in the dtype of the features. What the network gave in half is taken as it is; the cell's place and
-    size, the exponential and the stride are no longer rounded on top. On fp32 features nothing changes.
+    YOLOX decodes in the dtype of the features. The network's outputs are taken as they are, in half; the decoding no
+    longer rounds on top. On fp32 features nothing changes.
 
     Args:
         head: a YOLOX head. A copy of it (EMA) decodes in fp32 too.

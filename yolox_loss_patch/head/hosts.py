@@ -41,20 +41,24 @@ def fingerprint(function: Any) -> str:
     return hashlib.sha256(code.encode()).hexdigest()[:16]
 
 
-# The hosts that the kit is proven to equal, by the fingerprint of `YOLOXHead.get_losses` ...
+# YOLOX's fixed factor on the box loss; `loss_weight` of the iou term multiplies it.
+BOX_WEIGHT = 5.0
+# Term -> the head's attribute that holds its loss module, in the order in which `get_losses` calls them.
+LOSS_MODULES = {"iou": "iou_loss", "obj": "bcewithlog_loss", "cls": "bcewithlog_loss", "l1": "l1_loss"}
+# The hosts that the kit is proven to equal, by the fingerprint of `YOLOXHead.get_losses`.
 KNOWN_GET_LOSSES = {
     "4e6eea5e2a5a6870": "yolox 0.3.0 (PyPI)",
     "85f0ec4aafa24aa3": "yolox main",
 }
-# ... and the assigners whose rule it knows, by the fingerprint of all their code.
+# The assigners whose rule the kit knows, by the fingerprint of all their code.
 KNOWN_RULES = {
     "fe498915c0b889f7": RULE_0_3_0,
     "d70fbdd2304e1b4c": RULE_MAIN,
-    "70e6089985da6ad1": RULE_MAIN,  # pixeltable-yolox: no candidate at all is no error there
+    "70e6089985da6ad1": RULE_MAIN,  # pixeltable-yolox, where an image without any candidate is no error
 }
-# Hosts whose loss stage is another's to the letter: the name by the assigner.
+# Hosts whose loss stage is the same code as another's: their name, by the assigner.
 _NAMED_BY_RULE = {"70e6089985da6ad1": "pixeltable-yolox"}
-_ASSIGNMENT = (
+_ASSIGNMENT_METHODS = (
     "get_assignments",
     "get_in_boxes_info",
     "dynamic_k_matching",
@@ -89,8 +93,8 @@ def yolox() -> Any:
     return package
 
 
-def _its(module: str, *names: str) -> Any:
-    """What the host calls by one of these names; pixeltable-yolox writes `YoloxHead` where others write `YOLOXHead`."""
+def _attribute(module: str, *names: str) -> Any:
+    """The first of these names that a module of the host has; pixeltable-yolox writes `YoloxHead` for `YOLOXHead`."""
     yolox()
     holder = importlib.import_module(f"yolox.{module}")
     for name in names:
@@ -107,7 +111,7 @@ def _folder() -> str:
 
 def head_class() -> type[Any]:
     """The host's ``YOLOXHead``."""
-    cls: type[Any] = _its("models", "YOLOXHead", "YoloxHead")
+    cls: type[Any] = _attribute("models", "YOLOXHead", "YoloxHead")
     return cls
 
 
@@ -119,7 +123,7 @@ def has_config_classes() -> bool:
 
 def exp_class() -> type[Any]:
     """The base class of the host's experiments: ``yolox.exp.Exp`` or ``yolox.config.YoloxConfig``."""
-    cls: type[Any] = _its("config", "YoloxConfig") if has_config_classes() else _its("exp", "Exp")
+    cls: type[Any] = _attribute("config", "YoloxConfig") if has_config_classes() else _attribute("exp", "Exp")
     return cls
 
 
@@ -167,30 +171,37 @@ def known_get_losses(function: Callable[..., Any]) -> str | None:
     return KNOWN_GET_LOSSES.get(fingerprint(function))
 
 
+def loss_modules(head: Any) -> dict[str, Any]:
+    """Term -> the loss module by which this head computes it without the kit; None where it has none."""
+    return {term: getattr(head, name, None) for term, name in LOSS_MODULES.items()}
+
+
 def edited_modules(head: Any) -> dict[str, str]:
-    """Term -> what stands in the place of YOLOX's own loss module, for the terms of this head where something does."""
+    """Term -> the loss module in words, for the terms of this head whose module is not YOLOX's."""
     found = {}
-    iou, bce, l1 = (getattr(head, name, None) for name in ("iou_loss", "bcewithlog_loss", "l1_loss"))
+    modules = loss_modules(head)
+    iou, bce, l1 = modules["iou"], modules["obj"], modules["l1"]
     is_stock = getattr(iou, "loss_type", "") == "iou" and getattr(iou, "reduction", "") == "none"
     if not is_stock or fingerprint(getattr(type(iou), "forward", None)) != _IOU_LOSS:
-        found["iou"] = _what(iou)
+        found["iou"] = _in_words(iou)
     weights = [getattr(bce, name, None) for name in ("weight", "pos_weight")]
     if type(bce) is not nn.BCEWithLogitsLoss or bce.reduction != "none" or weights != [None, None]:
-        found["obj"] = found["cls"] = _what(bce)
+        found["obj"] = found["cls"] = _in_words(bce)
     if type(l1) is not nn.L1Loss or l1.reduction != "none":
-        found["l1"] = _what(l1)
+        found["l1"] = _in_words(l1)
     return found
 
 
-def _what(module: Any) -> str:
+def _in_words(module: Any) -> str:
+    """A loss module by its class and the knobs that YOLOX's have."""
     knobs = [f"{name}={getattr(module, name)!r}" for name in ("loss_type", "reduction") if hasattr(module, name)]
     return f"{type(module).__module__}.{type(module).__qualname__}({', '.join(knobs)})"
 
 
 @functools.cache
-def _assignment(cls: Any) -> str:
+def _assignment_fingerprint(cls: Any) -> str:
     """The fingerprint of all the code by which this head class assigns labels."""
-    functions = [getattr(cls, name) for name in _ASSIGNMENT if hasattr(cls, name)]
+    functions = [getattr(cls, name) for name in _ASSIGNMENT_METHODS if hasattr(cls, name)]
     functions.append(importlib.import_module("yolox.utils").bboxes_iou)
     code = ",".join(fingerprint(function) for function in functions)
     return hashlib.sha256(code.encode()).hexdigest()[:16]
@@ -198,7 +209,7 @@ def _assignment(cls: Any) -> str:
 
 def assignment_rule(cls: Any) -> Rule | None:
     """The rule by which this head class assigns labels, None when its code is not one that the kit knows."""
-    return KNOWN_RULES.get(_assignment(cls))
+    return KNOWN_RULES.get(_assignment_fingerprint(cls))
 
 
 def describe() -> dict[str, str]:
@@ -207,7 +218,7 @@ def describe() -> dict[str, str]:
     The name says whose code it is: a copy of 0.3.0 under another name (yolox-datamint) is 0.3.0.
     """
     cls: Any = head_class()
-    stage, rule = fingerprint(cls.__dict__["get_losses"]), _assignment(cls)
+    stage, rule = fingerprint(cls.__dict__["get_losses"]), _assignment_fingerprint(cls)
     name = KNOWN_GET_LOSSES.get(stage, "unknown")
     if name != "unknown":
         name = _NAMED_BY_RULE.get(rule, name if rule in KNOWN_RULES else f"{name}, with a label assignment of its own")
@@ -226,5 +237,5 @@ def postprocess() -> Callable[..., Any]:
 
 
 def is_coco_evaluator(evaluator: Any) -> bool:
-    """Whether this is the host's own COCO evaluator, not a subclass with a way of its own."""
-    return type(evaluator) is _its("evaluators", "COCOEvaluator", "CocoEvaluator")
+    """Whether this is the host's COCO evaluator itself, not a subclass, which may evaluate otherwise."""
+    return type(evaluator) is _attribute("evaluators", "COCOEvaluator", "CocoEvaluator")

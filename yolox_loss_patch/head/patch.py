@@ -27,10 +27,10 @@ class _Applied:
 
 
 class _BoundStage:
-    """A head's own ``get_losses``: a bound method in all but name.
+    """The ``get_losses`` of one head: what a bound method is, and can be pickled.
 
-    A ``MethodType`` would be followed by deepcopy but not by pickle, which looks the function up on the class, and a
-    model sent to another process would come out broken.
+    A ``MethodType`` would survive deepcopy but not pickle, which looks the function up on the class: a model sent to
+    another process would come out broken.
     """
 
     def __init__(self, head: Any, stage: LossStage) -> None:
@@ -42,7 +42,7 @@ class _BoundStage:
 
 
 _applied: _Applied | None = None
-# The stages of heads under `apply`. They stand beside the heads, not on them, so that `revert` leaves no trace.
+# The stages of heads under `apply`. They are kept here, not on the heads, so that `revert` leaves no trace.
 _stages: WeakKeyDictionary[Any, LossStage] = WeakKeyDictionary()
 
 
@@ -61,7 +61,7 @@ def _stage_under_apply(head: Any, config: LossConfig) -> LossStage:
     return stage
 
 
-def _where(cls: type[Any]) -> str:
+def _qualified_name(cls: type[Any]) -> str:
     return f"{cls.__module__}.{cls.__qualname__}.get_losses"
 
 
@@ -72,7 +72,7 @@ def apply(**specs: Any) -> None:
         specs: ``loss_obj``, ``loss_cls``, ``loss_iou`` (or ``loss_bbox``), ``loss_l1``; what is left out stays stock.
 
     Applying the same losses again does nothing. Other processes are not reached: workers that YOLOX's launch spawns have
-    the stock losses unless each calls ``apply`` itself. `LossExp` has no such gap.
+    the stock losses unless each calls ``apply`` itself. `LossExp` reaches them too.
 
     Raises:
         ConfigError: a loss or knob that does not exist.
@@ -84,7 +84,7 @@ def apply(**specs: Any) -> None:
     cls = hosts.head_class()
     if _applied is not None:
         if not is_applied():
-            raise PatchError(f"{_where(cls)} was patched by somebody else after apply(); undo that first.")
+            raise PatchError(f"{_qualified_name(cls)} was patched by somebody else after apply(); undo that first.")
         if config != _applied.config:
             raise PatchError(
                 f"Other losses are applied already: {_applied.config}. Asked for: {config}. Call revert() first."
@@ -113,7 +113,7 @@ def revert() -> None:
         return
     if not is_applied():
         raise PatchError(
-            f"{_where(_applied.head_class)} was patched by somebody else after apply(); undo that first, then revert()."
+            f"{_qualified_name(_applied.head_class)} was patched by somebody else after apply(); undo that first, then revert()."
         )
     _applied.head_class.get_losses = _applied.original
     _applied = None
@@ -133,7 +133,11 @@ def patched(**specs: Any) -> Iterator[None]:
 
 
 def find_head(model: Any) -> Any:
-    """The YOLOX head of a model, of a parallel wrapper around it, or the head itself."""
+    """The YOLOX head of a model, of a parallel wrapper around it, or the head itself.
+
+    Raises:
+        PatchError: there is none.
+    """
     model = getattr(model, "module", model)
     head = getattr(model, "head", model)
     if not isinstance(head, hosts.head_class()):
@@ -142,27 +146,46 @@ def find_head(model: Any) -> Any:
 
 
 def stage_of(model: Any) -> LossStage | None:
-    """The loss stage that this model's head uses, or None when it is stock."""
+    """The loss stage that this model's head uses, or None when it is stock.
+
+    Raises:
+        PatchError: no YOLOX head, or somebody else's patch on it.
+    """
     head = find_head(model)
-    own = _own(head)
-    if own is not None:
-        return own.stage
+    bound = _patch_on(head)
+    if bound is not None:
+        return bound.stage
     if is_applied():
         assert _applied is not None
         return _stage_under_apply(head, _applied.config)
     return None
 
 
-def _own(head: Any) -> _BoundStage | None:
+def stage_with(model: Any, config: LossConfig) -> LossStage:
+    """The loss stage of a model that an experiment with these losses has made.
+
+    Raises:
+        PatchError: the model has other losses, or stock's.
+    """
+    stage = stage_of(model)
+    if stage is None or stage.config != config:
+        raise PatchError(
+            f"The model ({type(model).__name__}) does not have the losses of the experiment: its get_model() does not "
+            "reach LossExp.get_model. Call super().get_model() in the experiment's class, or patch_model() at its end."
+        )
+    return stage
+
+
+def _patch_on(head: Any) -> _BoundStage | None:
     """What ``patch_model`` left on this head.
 
     Raises:
-        PatchError: the head has a ``get_losses`` of its own that is not the kit's.
+        PatchError: there is a ``get_losses`` on the head that is not the kit's.
     """
-    own = head.__dict__.get("get_losses")
-    if own is not None and not isinstance(own, _BoundStage):
-        raise PatchError(f"The get_losses of this head was patched by somebody else ({own!r}); undo that first.")
-    return own
+    bound = head.__dict__.get("get_losses")
+    if bound is not None and not isinstance(bound, _BoundStage):
+        raise PatchError(f"The get_losses of this head was patched by somebody else ({bound!r}); undo that first.")
+    return bound
 
 
 def patch_model(model: Any, config: LossConfig | Mapping[str, Any] | None = None) -> Any:
@@ -184,12 +207,12 @@ def patch_model(model: Any, config: LossConfig | Mapping[str, Any] | None = None
     head = find_head(model)
     if not isinstance(config, LossConfig):
         config = LossConfig.from_specs(config or {})
-    own = _own(head)
-    if own is not None:
-        if own.stage.config == config:
+    bound = _patch_on(head)
+    if bound is not None:
+        if bound.stage.config == config:
             return model
         raise PatchError(
-            f"The model has other losses already: {own.stage.config}. Asked for: {config}. Call unpatch_model() first."
+            f"The model has other losses already: {bound.stage.config}. Asked for: {config}. Call unpatch_model() first."
         )
     function = type(head).get_losses
     if function is _get_losses:
@@ -209,6 +232,6 @@ def unpatch_model(model: Any) -> Any:
         PatchError: somebody patched over the kit.
     """
     head = find_head(model)
-    if _own(head) is not None:
+    if _patch_on(head) is not None:
         del head.get_losses
     return model

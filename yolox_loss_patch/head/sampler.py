@@ -10,13 +10,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RandomSampler:
-    """So many anchors an image, a share of them foreground, drawn from torch's generator.
+    """A number of anchors per image, a share of them foreground, drawn from torch's generator.
 
     Attributes:
-        num: anchors an image.
-        pos_fraction: the largest share of foreground among them; what foreground does not fill is background.
-        neg_pos_ub: at most so many background anchors for each foreground anchor that was drawn (at least 1); below 0:
-            no bound.
+        num: anchors per image.
+        pos_fraction: the largest share of foreground among them, in [0, 1]; what foreground does not fill is background.
+        neg_pos_ub: the most background anchors per foreground anchor that was drawn (counted as at least 1); below 0: no
+            bound.
     """
 
     num: int
@@ -24,7 +24,14 @@ class RandomSampler:
     neg_pos_ub: float
 
     def __call__(self, foreground: Tensor) -> Tensor:
-        """1 for the anchors drawn, 0 for the others: ``(B, A)`` for a ``foreground`` of bools ``(B, A)``."""
+        """Draw the anchors of a batch.
+
+        Args:
+            foreground: ``(B, A)`` bool, True on foreground.
+
+        Returns:
+            ``(B, A)`` fp32: 1 for the anchors drawn, 0 for the others.
+        """
         noise = torch.rand(foreground.shape, device=foreground.device)
         positive = foreground.sum(1).clamp(max=int(self.num * self.pos_fraction))
         negative = self.num - positive

@@ -36,7 +36,7 @@ from ..exp.loading import adapt, load_exp
 from ..exp.settings import check_settings, loss_config, resolved_losses, settings
 from ..head import hosts
 from ..head.half import decode_in_fp32, half_dtype
-from ..head.patch import find_head, stage_of
+from ..head.patch import find_head, stage_with
 from ..runs.checkpoint import load_checkpoint, sha256, starting_weights
 from ..runs.differences import changed_since, record_differences
 from ..runs.files import save_atomically
@@ -338,12 +338,7 @@ class Trainer(HostTrainer):
         model = exp.get_model()
         if self.amp_training:
             decode_in_fp32(find_head(model))
-        stage = stage_of(model)
-        if stage is None or stage.config != self.losses:
-            raise RunError(
-                "The model does not have the losses of the experiment: its get_model() does not reach LossExp.get_model. "
-                "Call super().get_model() in the experiment's class, or patch_model() at its end."
-            )
+        stage = stage_with(model, self.losses)
         stage.collect = True
         stage.l1_is_scheduled = True
         if getattr(args, "profile", False):
