@@ -199,7 +199,7 @@ def test_a_model_without_the_losses_of_the_experiment(work):
     text = (work / "tiny.py").read_text()
     (work / "tiny.py").write_text(text + "    def get_model(self):\n        return BaseExp.get_model(self)\n")
     lines = look(work, steps=1)
-    assert lines["own losses"].level == "error" and "get_model()" in lines["own losses"].remedy
+    assert lines["own losses"].level == "error" and "get_model()" in lines["own losses"].text
 
 
 def test_stock_that_cannot_be_had(work):
