@@ -1,7 +1,6 @@
 """The patch: stock to the bit with default losses, and undone without a trace."""
 
 import copy
-import itertools
 import pickle
 
 import pytest
@@ -15,11 +14,26 @@ from yolox_loss_patch.errors import HostError, PatchError
 from yolox_loss_patch.head.patch import stage_of
 
 STOCK = YOLOXHead.__dict__["get_losses"]
-SIZES = [(96, 96), (96, 160), (320, 256), (640, 640)]
+# batch, image size, classes, boxes per image, L1 term: every value of each with several of the others
 CASES = [
-    case
-    for case in itertools.product((1, 3, 8), SIZES, (1, 3, 80), (0, 1, 7, 60), (False, True))
-    if case[0] * case[1][0] * case[1][1] * case[2] * max(case[3], 1) < 3e9 or case[3] == 0
+    (1, (96, 96), 3, 1, True),
+    (1, (96, 160), 80, 60, False),
+    (1, (320, 256), 1, 7, True),
+    (1, (640, 640), 3, 60, True),
+    (1, (640, 640), 80, 7, False),
+    (3, (96, 96), 80, 7, False),
+    (3, (96, 160), 1, 1, True),
+    (3, (96, 160), 3, 0, False),
+    (3, (320, 256), 3, 60, False),
+    (3, (320, 256), 80, 1, True),
+    (3, (96, 96), 1, 60, True),
+    (3, (640, 640), 1, 0, True),
+    (8, (96, 96), 1, 0, False),
+    (8, (96, 96), 3, 60, True),
+    (8, (96, 160), 3, 7, True),
+    (8, (96, 160), 80, 0, True),
+    (8, (96, 96), 1, 7, False),
+    (8, (320, 256), 1, 1, False),
 ]
 
 
@@ -30,23 +44,31 @@ def unpatched():
     assert YOLOXHead.__dict__["get_losses"] is STOCK
 
 
-def assert_equal_runs(one, other):
-    for stock, ours in zip(one[0], other[0], strict=True):
+def assert_equal_runs(stock_run, our_run):
+    for stock, ours in zip(stock_run[0], our_run[0], strict=True):
         assert type(stock) is type(ours)
         assert torch.equal(torch.as_tensor(stock), torch.as_tensor(ours)), (stock, ours)
-    for stock, ours in zip(one[1], other[1], strict=True):
+    for stock, ours in zip(stock_run[1], our_run[1], strict=True):
         assert (stock is None) == (ours is None)
         assert stock is None or torch.equal(stock, ours)
 
 
-@pytest.mark.parametrize("batch,size,classes,boxes,use_l1", CASES[::4] + CASES[2::9])
+@pytest.mark.parametrize("batch,size,classes,boxes,use_l1", CASES)
 def test_default_losses_are_stock_to_the_bit(batch, size, classes, boxes, use_l1):
     head = make_head(classes, seed=batch, use_l1=use_l1)
     inputs = make_batch(batch, *size, classes, boxes, seed=boxes)
     stock = run_head(head, inputs)
     ylp.patch_model(head, ylp.LossConfig())
     assert_equal_runs(stock, run_head(head, inputs))
+
+
+def test_every_way_to_patch_and_back_is_stock_to_the_bit():
+    head, inputs = make_head(use_l1=True), make_batch(3, boxes=7)
+    stock = run_head(head, inputs)
+    ylp.patch_model(head, ylp.LossConfig())
+    assert_equal_runs(stock, run_head(head, inputs))
     ylp.unpatch_model(head)
+    assert_equal_runs(stock, run_head(head, inputs))
     with ylp.patched():
         assert_equal_runs(stock, run_head(head, inputs))
     assert_equal_runs(stock, run_head(head, inputs))
@@ -93,7 +115,7 @@ def test_default_losses_are_stock_on_a_batch_without_any_box():
     assert_equal_runs(stock, run_head(head, inputs))
 
 
-def test_thirty_steps_end_in_the_same_weights():
+def test_twelve_steps_end_in_the_same_weights():
     def train(patch):
         exp = NanoExp()
         exp.num_classes = 3
@@ -104,10 +126,10 @@ def test_thirty_steps_end_in_the_same_weights():
         optimizer = exp.get_optimizer(4)
         for group in optimizer.param_groups:
             group["lr"] = 0.01
-        for step in range(30):
+        for step in range(12):
             _, labels, _ = make_batch(2, 96, 96, boxes=4, seed=step, empty_every=0)
             images = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(step)) * 255
-            model.head.use_l1 = step >= 15
+            model.head.use_l1 = step >= 6
             optimizer.zero_grad()
             model(images, labels)["total_loss"].backward()
             optimizer.step()
@@ -289,14 +311,13 @@ def test_a_copy_has_the_losses_and_works_on_itself(copier):
     assert stage_of(twin) is not None
 
 
-@pytest.mark.parametrize("losses", [{"loss_obj": "focal"}, {"loss_obj": "varifocal", "loss_iou": "alpha_ciou"}])
-def test_checkpoints_evaluation_and_trace_are_stock(losses):
+def test_checkpoints_evaluation_and_trace_are_stock():
     exp = NanoExp()
     exp.num_classes = 3
     torch.manual_seed(0)
     stock = exp.get_model()
     ours = copy.deepcopy(stock)
-    ylp.patch_model(ours, losses)
+    ylp.patch_model(ours, {"loss_obj": "varifocal", "loss_iou": "alpha_ciou"})
     stock.load_state_dict(ours.state_dict(), strict=True)
     ours.load_state_dict(stock.state_dict(), strict=True)
     image = torch.rand(1, 3, 96, 96) * 255
