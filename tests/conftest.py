@@ -1,13 +1,17 @@
 """What the tests share: a small real data set, an experiment on it, heads with inputs, and the command line."""
 
+import fcntl
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+pytest_plugins = ["plugin"]
 
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.pop("PYTHONUNBUFFERED", None)  # what the tests start writes as it does for a user, in blocks when piped
@@ -47,12 +51,26 @@ def load_script(path):
     return module
 
 
+def shared_folder(tmp_path_factory, name, make):
+    """A folder that all workers of a test run share: ``make(folder)`` is called by the first that asks. Do not write into it."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # a worker's own folder lies in the run's
+    folder, done = base / name, base / f"{name}.done"
+    with (base / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # what a worker left that could not make it
+            make(folder)
+            done.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory):
-    """24 training and 8 validation images of handwritten digits in COCO format."""
-    folder = tmp_path_factory.mktemp("data") / "digits"
-    load_script("scripts/make_digits").make(folder, train=24, val=8, size=96, seed=1)
-    return folder
+    """24 training and 8 validation images of handwritten digits in COCO format, for reading."""
+    make = load_script("scripts/make_digits").make
+    return shared_folder(tmp_path_factory, "digits", lambda folder: make(folder, train=24, val=8, size=96, seed=1))
 
 
 @pytest.fixture
