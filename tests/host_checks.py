@@ -311,6 +311,7 @@ def _():
 
 @check("cached images")
 def _():
+    # argparse has no public list of a parser's flags
     takes_kind = any(action.dest == "cache" and action.nargs for action in hosts.parser("train")._actions)
     assert kit("train", "cached", "--cache", *(["ram"] if takes_kind else []), epochs=1) == 0
 

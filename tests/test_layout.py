@@ -201,3 +201,57 @@ def test_a_wheel_has_the_files_that_are_not_python(monkeypatch):
     }
     files = {path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
     assert files and files == packed
+
+
+TESTS = ROOT / "tests"
+# Names with an underscore that tests still take from other modules without saying why, by file. The list only shrinks.
+PRIVATE_NAMES = {
+    "doctor/test_checks.py": 17,
+    "doctor/test_plot.py": 1,
+    "train/test_trainer.py": 3,
+}
+BY_TEXT = ("setattr", "getattr", "hasattr", "delattr")
+
+
+def is_private(name):
+    return name.startswith("_") and not name.startswith("__")
+
+
+def private_names(text):
+    """The names with an underscore that a test takes from elsewhere, unless a comment in its line or the one before says why."""
+    lines = ["", *text.splitlines()]
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        names = []
+        if isinstance(node, ast.ImportFrom):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) not in ("self", "cls"):
+            names = [node.attr]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in BY_TEXT:
+            texts = [word.value for word in node.args if isinstance(word, ast.Constant) and isinstance(word.value, str)]
+            names = [word.split(".")[-1] for word in texts]
+        explained = any("# " in line for line in lines[max(node.lineno - 1, 0) : node.lineno + 1]) if names else True
+        found += [] if explained else filter(is_private, names)
+    return found
+
+
+def test_a_test_uses_public_names_or_says_why():
+    found = {str(path.relative_to(TESTS)): len(private_names(path.read_text())) for path in TESTS.rglob("*.py")}
+    more = {path: count for path, count in found.items() if count > PRIVATE_NAMES.get(path, 0)}
+    assert not more, f"names with an underscore of another module; use public ones, or say why in a comment: {more}"
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("from yolox_loss_patch.doctor.plot import _simulate", ["_simulate"]),
+        ("trainer._resume(path)", ["_resume"]),
+        ("monkeypatch.setattr(doctor, '_version', None)", ["_version"]),
+        ("monkeypatch.setattr('yolox_loss_patch.doctor.checks._version', None)", ["_version"]),
+        ("trainer._resume(path)  # no public way leads here", []),
+        ("# no public way leads here\ntrainer._resume(path)", []),
+        ("self._seen = trainer.__class__", []),
+    ],
+)
+def test_a_private_name_is_found(line, found):
+    assert private_names(line) == found

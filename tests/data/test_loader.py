@@ -21,9 +21,9 @@ def loader_of(work, **kwargs):
     exp.merge(["data_num_workers", str(kwargs.pop("workers", 0))])
     loader = exp.get_data_loader(batch_size=kwargs.pop("batch", 8), is_distributed=False)
     options = {"seed": 1, "rank": 0, "world": 1, "start": 0, "mosaic_until": 100, "pin_memory": False}
-    # what YOLOX's sampler takes from the process group
-    loader.batch_sampler.sampler._rank = kwargs.get("rank", 0)
-    loader.batch_sampler.sampler._world_size = kwargs.get("world", 1)
+    sampler = loader.batch_sampler.sampler
+    # YOLOX's sampler takes both from the process group, which a test has not.
+    sampler._rank, sampler._world_size = kwargs.get("rank", 0), kwargs.get("world", 1)
     return training_loader(loader, **{**options, **kwargs})
 
 
@@ -79,7 +79,7 @@ def test_mosaic_ends_at_its_batch_however_far_the_workers_read_ahead(work):
     batches = training_loader(loader, seed=1, rank=0, world=1, start=0, mosaic_until=3, pin_memory=False)
     from cv2 import imread
 
-    coco = loader.dataset._dataset.coco
+    coco = loader.dataset._dataset.coco  # YOLOX's mosaic gives no other way to the images it draws from
     folder = f"{exp.data_dir}/train2017/"
     for number, (images, _, _, ids) in enumerate(take(batches, 5)):
         file = imread(folder + coco.imgs[int(ids[0])]["file_name"]).transpose(2, 0, 1).astype(np.float32)
