@@ -62,6 +62,7 @@ def test_a_mistake_is_one_clear_message(words, answers, tmp_path, monkeypatch, c
         assert answer in error
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_seen_enough_is_no_crash():
     """As `yolox-loss list | head -1`."""
     words, pipe = [sys.executable, "-m", "yolox_loss_patch", "list"], subprocess.PIPE

@@ -90,6 +90,7 @@ def commands(tmp_path, *words):
     return [json.loads(line.removeprefix("CALL ")) for line in done.stdout.splitlines() if line.startswith("CALL ")]
 
 
+@pytest.mark.slow
 def test_one_command_makes_every_run_of_the_tables_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     calls = commands(tmp_path)

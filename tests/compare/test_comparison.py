@@ -61,6 +61,7 @@ def table(comparison, title):
     return {row[0]: dict(zip(header[1:], row[1:], strict=True)) for row in rows}
 
 
+@pytest.mark.slow
 def test_the_better_loss_is_found_and_the_equal_one_is_not_called_better(outputs, comparison):
     said = {result.label: result.verdict for result in comparison.results}
     assert said == {"stock": "baseline", "iou ciou": "better", "iou giou": "no detectable difference"}
@@ -177,6 +178,7 @@ def test_many_groups_are_warned_of(data, tmp_path):
     assert "would still be called different in up to 14%" in compare([str(tmp_path / "*")])
 
 
+@pytest.mark.slow
 def test_many_groups_stay_readable(data, tmp_path):
     """A sweep through the catalogue: a line a group instead of a column, and pictures of those that differ most only."""
     names = ["iou", "giou", "diou", "ciou", "eiou", "siou", "wiou", "piou"]
@@ -260,6 +262,7 @@ def test_one_run_or_none_is_said_in_words(outputs, data, tmp_path, capsys):
     assert capsys.readouterr().err.startswith("error: None of these")
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_runs_and_twelve_take_seconds(outputs, data, tmp_path):
     for seed in range(3, 9):
         make_run(tmp_path / f"stock-{seed}", data, 0.12, seed)
@@ -270,6 +273,7 @@ def test_memory_does_not_grow_with_the_runs_and_twelve_take_seconds(outputs, dat
     assert grown < 40_000 and time.process_time() - started < 60  # KiB, seconds
 
 
+@pytest.mark.slow
 def test_real_runs_from_training_to_csv(tmp_path, digits):
     """Two trainings by the command line, then the comparison by the command line."""
     (tmp_path / "tiny.py").write_text(EXP.format(data=str(digits)))

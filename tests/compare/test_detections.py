@@ -129,6 +129,7 @@ def test_the_calibration_error_is_the_distance_from_score_to_share(truth, tmp_pa
     assert told(0.99).calibration_error == pytest.approx(0.99 - share, abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["AP", "AP50", "AR"])
 def test_the_interval_over_images_is_the_bootstraps(truth, data, tmp_path, metric):
     """Against drawing the images by hand and letting pycocotools evaluate each draw."""

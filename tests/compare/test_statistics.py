@@ -69,6 +69,7 @@ def test_the_verdict_needs_both_intervals(over_seeds, over_images, said):
     assert verdict(difference, None if over_images is None else Interval(*over_images)) == said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [2, 3, 5])
 def test_equal_groups_are_called_different_in_5_percent(number):
     rng = np.random.default_rng(number)

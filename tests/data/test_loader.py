@@ -200,6 +200,7 @@ def test_bad_input_is_one_clear_message(work, digits, monkeypatch, capsys, case)
     assert error.rstrip().splitlines()[-1].startswith("error: ")
 
 
+@pytest.mark.slow
 def test_the_message_is_the_last_word(work):
     """Not YOLOX's half-made data set, complaining while it is thrown away."""
     done = run_cli(work, "train", "-f", "tiny.py", "-b", "8", "data_dir", "nowhere", check=False)
@@ -208,6 +209,7 @@ def test_the_message_is_the_last_word(work):
     assert "ignored" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_mistake_does_not_keep_the_folder(work, digits, monkeypatch):
     """A run that failed before its first checkpoint leaves nothing to protect."""
     monkeypatch.chdir(work)

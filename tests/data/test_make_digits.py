@@ -25,6 +25,7 @@ def per_class(annotations):
     return [sum(item["category_id"] == label + 1 for item in annotations) for label in range(10)]
 
 
+@pytest.mark.slow
 def test_two_digits_are_fifty_times_rarer(faulty):
     plain, rare = per_class(faulty[None][1]), per_class(faulty["rare"][1])
     wanted = [count / 50 if label in (0, 7) else count for label, count in enumerate(plain)]

@@ -29,6 +29,7 @@ def found(work, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_the_papers_focal_pulls_less_and_the_calibrated_as_stock(found, tmp_path):
     result = found("loss_obj.type", "focal", "loss_obj.preset", "paper")
     stock, chosen, last = result.trials
@@ -52,6 +53,7 @@ def test_the_papers_focal_pulls_less_and_the_calibrated_as_stock(found, tmp_path
         assert picture.width > 800 and len(picture.convert("RGB").getcolors(1 << 20)) > 10
 
 
+@pytest.mark.slow
 def test_a_weight_that_is_off_is_found(found):
     """The box loss times a quarter, with a knob that changes nothing else: four times the weight is stock again."""
     result = found("loss_iou.type", "iou", "loss_iou.loss_weight", "0.25")
@@ -62,6 +64,7 @@ def test_a_weight_that_is_off_is_found(found):
     assert result.lines == [f"    self.loss_iou = {{'type': 'iou', 'loss_weight': {weight}}}"]
 
 
+@pytest.mark.slow
 def test_a_bare_box_loss_is_calibrated(found):
     result = found("loss_iou.type", "giou", "loss_iou.preset", "paper")
     _, chosen, last = result.trials
@@ -74,12 +77,14 @@ def test_a_bare_box_loss_is_calibrated(found):
     assert "power 1 where stock's 1 - IoU**2 has power 2" in by_overlap
 
 
+@pytest.mark.slow
 def test_losses_that_fit_are_left_alone(found):
     result = found("loss_obj", "focal")
     assert [trial.name for trial in result.trials] == [STOCK, CHOSEN] and not result.lines
     assert "nothing to change" in str(result)
 
 
+@pytest.mark.slow
 def test_what_is_known_to_go_wrong_is_said(found):
     told = found("loss_obj.type", "bce", "loss_obj.target", "iou", "loss_iou", "piou").warnings
     assert any("IoU squared" in text for text in told)
@@ -92,6 +97,7 @@ def test_what_is_known_to_go_wrong_is_said(found):
     assert any("chosen losses leave the background" in text and "test_conf = 0.01" in text for text in told)
 
 
+@pytest.mark.slow
 def test_it_starts_from_a_checkpoint(found, work, tmp_path):
     cli(work, "train", "-f", "tiny.py", "-b", "8", "--device", "cpu", "max_epoch", "1", "no_aug_epochs", "0")
     path = work / "YOLOX_outputs" / "tiny" / "latest_ckpt.pth"
@@ -119,6 +125,7 @@ def test_what_cannot_be_is_answered(found, opts, steps, words):
         found(*opts, steps=steps)
 
 
+@pytest.mark.slow
 def test_on_the_command_line(work, digits):
     (work / "own.py").write_text(
         EXP.format(data=str(digits)) + "        self.loss_obj = dict(type='varifocal', target='iou')\n"
@@ -134,6 +141,7 @@ def test_on_the_command_line(work, digits):
     assert named.returncode == 2 and "Did you mean 'yolox_nano'" in named.stderr
 
 
+@pytest.mark.slow
 def test_the_experiments_element_weights_are_for_the_chosen_losses(found, work):
     with (work / "tiny.py").open("a") as file:
         file.write(

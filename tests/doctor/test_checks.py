@@ -236,6 +236,7 @@ sys.exit(cli.main(["{verb}", "-n", "yolox-s"]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "verb,missing,answer",
     [

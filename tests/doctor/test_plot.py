@@ -15,6 +15,7 @@ PICTURES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("losses,flags,name,start", PICTURES)
 def test_a_picture_is_drawn(losses, flags, name, start, tmp_path, capsys):
     assert cli.main(["plot", *losses, *flags, "--out", str(tmp_path / name)]) == 0

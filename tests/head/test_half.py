@@ -111,6 +111,7 @@ def test_half_is_fp16_on_cuda_and_bf16_elsewhere():
 TRAIN = ("train", "-f", "tiny.py", "-b", "8", "--device", "cpu", "max_epoch", "1", "loss_iou", "ciou")
 
 
+@pytest.mark.slow
 def test_a_run_in_half_precision_is_near_the_fp32_run(work):
     rows = []
     for name, words in (("half", ["--fp16"]), ("full", [])):

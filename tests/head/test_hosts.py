@@ -30,6 +30,7 @@ def assert_as_in_the_table(host, folder, work, digits):
     assert not [answer for answer in answers.values() if answer.startswith("no")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", bench.HOSTS)
 def test_what_works_on_a_host_is_what_the_table_says(host, tmp_path, digits, request):
     folder = bench.HOSTS[host]
@@ -44,11 +45,13 @@ def test_what_works_on_a_host_is_what_the_table_says(host, tmp_path, digits, req
     assert_as_in_the_table(host, folder, tmp_path, digits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fork,edits", list(zip(bench.FORKS, (forks.BACKBONE, forks.BRANCH), strict=True)))
 def test_what_works_on_a_fork_is_what_the_table_says(fork, edits, tmp_path, digits):
     assert_as_in_the_table(fork, forks.make(tmp_path / "fork", edits), tmp_path / "run", digits)
 
 
+@pytest.mark.slow
 def test_a_fork_in_another_order_is_refused_in_words(tmp_path, digits):
     fork = forks.make(tmp_path / "fork", forks.ORDER)
     (tmp_path / "tiny.py").write_text(EXP.format(data=str(digits)))
@@ -59,6 +62,7 @@ def test_a_fork_in_another_order_is_refused_in_words(tmp_path, digits):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_folder_yolox_without_its_tools_says_what_is_missing(tmp_path, digits):
     fork = forks.make(tmp_path / "fork", {})
     (fork / "yolox" / "tools" / "train.py").unlink()
@@ -68,6 +72,7 @@ def test_a_folder_yolox_without_its_tools_says_what_is_missing(tmp_path, digits)
     assert "comes without yolox.tools.train" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_host_is_told_by_its_code_not_by_its_version(tmp_path):
     """A label assignment of a fork's own under 0.3.0's version and get_losses."""
     edits = {forks.HEAD: [("center_radius = 2.5", "center_radius = 3.5")]}

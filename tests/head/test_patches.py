@@ -120,6 +120,7 @@ def path_with(folder, *tools):
 # The script.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tool", ["patch", "git"])
 def test_in_and_out_again(checkout, tool, tmp_path):
     """With either tool, and in a git repository that ignores the folder as `pip install` into one does."""
@@ -280,6 +281,7 @@ def test_without_patch_and_git(wheel, tmp_path):
     assert "needs patch or git" in apply(wheel, status=2, PATH=path_with(tmp_path / "bin"))
 
 
+@pytest.mark.slow
 def test_every_hunk_has_one_place_only(checkout):
     """A hunk with little context must not find a second place, neither on the way in nor on the way out."""
 
@@ -360,6 +362,7 @@ def monkey(tmp_path_factory, digits):
     return weights
 
 
+@pytest.mark.slow
 def test_a_patched_checkout_trains_to_the_numbers_of_the_monkey_patch(source, checkout, monkey, work, digits):
     """Bit for bit, by an experiment that knows nothing of the kit."""
     apply(checkout)
@@ -371,6 +374,7 @@ def test_a_patched_checkout_trains_to_the_numbers_of_the_monkey_patch(source, ch
     assert facts["losses"]["loss_obj"] == {"type": "varifocal", "gamma": 1.5}
 
 
+@pytest.mark.slow
 def test_a_patched_trainer_says_when_it_crashed_and_resumes_exactly(wheel, monkey, work, digits):
     apply(wheel)
     crashed = train(wheel, work, "plain", digits, more=CRASH, check=False, CRASH="1")
@@ -484,6 +488,7 @@ except Reached:
 """
 
 
+@pytest.mark.slow
 def test_the_losses_without_the_kits_trainer(checkout, work):
     """Every way to a model has them: an experiment's own get_model too, whose model YOLOX's trainer gets."""
     apply(checkout, "losses")

@@ -182,6 +182,7 @@ def _rank(rank, port, out):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_over_ranks_the_anchors_of_all_have_one_unit(tmp_path):
     """What one process makes of all anchors; by itself, as with YOLOX's own normaliser, each rank has its own unit."""
     mp.spawn(_rank, args=(29900 + torch.randint(0, 400, ()).item(), str(tmp_path)), nprocs=2)
@@ -285,6 +286,7 @@ SETTLED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETTLED)
 def test_beside_bce_the_score_stays_a_probability(name):
     num_fg = sum(round(n * chance) for n, chance in GROUPS)

@@ -259,6 +259,7 @@ places = st.floats(-8192, 8192, width=32)
 box = st.tuples(places, places, sides, sides)
 
 
+@pytest.mark.slow
 @settings(derandomize=True, deadline=None, max_examples=80, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.tuples(box, box, st.sampled_from(("", "place", "size"))), min_size=1, max_size=6))
 def test_any_boxes(pairs):

@@ -121,6 +121,7 @@ def _rank(rank, port, out):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_ranks_agree(tmp_path):
     mp.spawn(_rank, args=(29500 + torch.randint(0, 400, ()).item(), str(tmp_path)), nprocs=2)
     one, two = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))

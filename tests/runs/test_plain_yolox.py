@@ -101,6 +101,7 @@ def printed(run, epoch, name):
     ]
 
 
+@pytest.mark.slow
 def test_a_finished_run_reads_like_a_record_of_the_kit(made):
     run = made / "YOLOX_outputs" / "plain"
     assert not (run / "run.json").exists()
@@ -132,6 +133,7 @@ def test_a_finished_run_reads_like_a_record_of_the_kit(made):
     assert rows[2]["AP_large"] == -1 and rows[2]["AP90"] is None
 
 
+@pytest.mark.slow
 def test_the_experiment_is_that_of_the_kit(made):
     """The same experiment file, read by the kit, gives the settings that the log told."""
     from yolox_loss_patch.exp.loading import load_exp
@@ -165,6 +167,7 @@ def test_long_and_odd_settings_are_read(run):
     assert exp["made"] == "<function f at 0x1>" and "dataset" not in exp and exp["seed"] == 3
 
 
+@pytest.mark.slow
 def test_a_killed_run_and_its_resumption(stopped, tmp_path):
     run = stopped("8 SIGKILL")
     record, before = read_plain(run)
@@ -186,6 +189,7 @@ def test_a_killed_run_and_its_resumption(stopped, tmp_path):
     assert rows[2]["iou_loss"] == pytest.approx(sum(printed(run, 3, "iou_loss")[-3:]) / 3, abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how,status,error,epochs",
     [
@@ -211,6 +215,7 @@ def test_a_restart_forgets_the_run_before(run):
     assert rows[0]["AP"] is None and "resumed" not in record
 
 
+@pytest.mark.slow
 def test_a_log_cut_anywhere_tells_less_but_nothing_else(run):
     shutil.rmtree(run / "tensorboard")
     whole = (run / "train_log.txt").read_bytes()
@@ -338,6 +343,7 @@ def evaluate(run, monkeypatch):
     return lambda *words: main(["eval", "-f", "plain.py", "-b", "8", "--device", "cpu", "--save", *map(str, words)])
 
 
+@pytest.mark.slow
 def test_eval_save_gives_a_plain_run_its_predictions_and_data(run, digits, evaluate, capsys):
     told = read_plain(run)[1][2]
     assert evaluate("-c", "YOLOX_outputs/plain/latest_ckpt.pth") == 0
@@ -389,6 +395,7 @@ def test_an_ap_that_is_not_that_of_the_log_is_told(run, evaluate):
     assert "was 0.3570 in the run after epoch 3" in "".join(said)
 
 
+@pytest.mark.slow
 def test_a_run_of_the_kit_and_a_plain_one_are_compared(run, digits):
     """The same experiment with and without the kit: nothing known differs, and what is unknown is said."""
     folder = run.parent.parent

@@ -167,6 +167,7 @@ def wait_for(condition, seconds=200):
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_interrupted_goes_on_by_the_same_command_past_a_run_that_fails(work, monkeypatch, capsys):
     """Ctrl-C in the second epoch of the first of three runs; then the same command, and the second run fails."""
     with (work / "tiny.py").open("a") as file:

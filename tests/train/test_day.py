@@ -79,6 +79,7 @@ def run_folder(folder, name="tiny"):
     return folder / "YOLOX_outputs" / name
 
 
+@pytest.mark.slow
 def test_wandb_gets_its_keys_and_the_run(day):
     told = json.loads((day / "wandb.json").read_text())
     facts = dict(told)
@@ -92,6 +93,7 @@ def test_wandb_gets_its_keys_and_the_run(day):
     assert facts["artifact"]["file"].endswith("latest_ckpt.pth") and told[-1][0] == "finish"
 
 
+@pytest.mark.slow
 def test_a_cached_run_is_the_run_and_a_stale_cache_is_refused(day):
     words = (*TRAIN, "first/tiny.py", "--cache", "-expn")
     cli(day, *words, "cached", "loss_iou", "ciou", "max_epoch", "1")
@@ -113,6 +115,7 @@ def test_a_cached_run_is_the_run_and_a_stale_cache_is_refused(day):
         check()
 
 
+@pytest.mark.slow
 def test_fine_tuning_from_a_stock_checkpoint_with_another_class_count(day):
     """And from a second file of the same name: its own losses, its own folder."""
     from yolox.exp import get_exp
@@ -143,6 +146,7 @@ def test_fine_tuning_from_a_stock_checkpoint_with_another_class_count(day):
     assert [exp.loss_iou for exp in both] == ["iou", "giou"]
 
 
+@pytest.mark.slow
 def test_unpatched_yolox_uses_the_checkpoint(day):
     """Its demo draws what the model finds, in a process that cannot import the kit; its model gives the kit's numbers."""
     (day / "plain.py").write_text(PLAIN)
@@ -174,6 +178,7 @@ runpy.run_module("yolox.tools.demo", run_name="__main__")
     assert read_metrics(run_folder(day))[0]["AP"] is not None
 
 
+@pytest.mark.slow
 def test_torchscript_by_yoloxs_own_tool(day):
     words = ("-f", "first/tiny.py", "-c", "YOLOX_outputs/tiny/latest_ckpt.pth", "--output-name", "tiny.torchscript.pt")
     cli(day, *words, python=("-m", "yolox.tools.export_torchscript"))
@@ -185,6 +190,7 @@ def test_torchscript_by_yoloxs_own_tool(day):
         assert torch.equal(torch.jit.load(day / "tiny.torchscript.pt")(image), model(image))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decode", [False, True])
 def test_onnx(day, decode):
     pytest.importorskip("onnx")

@@ -59,6 +59,7 @@ def straight(tmp_path_factory, digits):
 LOSSES = ("loss_obj", "varifocal", "loss_iou", "ciou")
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_the_design_says(straight):
     folder, done = straight
     run = run_folder(folder)
@@ -96,6 +97,7 @@ def test_a_run_leaves_what_the_design_says(straight):
     assert (run / "train_log.txt").read_text().count("ETA") == 12
 
 
+@pytest.mark.slow
 def test_tensorboard_has_yoloxs_tags(straight):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -106,6 +108,7 @@ def test_tensorboard_has_yoloxs_tags(straight):
     assert tags == {f"train/{name}" for name in losses} | {"val/COCOAP50", "val/COCOAP50_95"}
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_weights_with_any_number_of_workers(straight, work):
     cli(work, *TRAIN, *LOSSES, "data_num_workers", "2")
     one, two = run_folder(straight[0]), run_folder(work)
@@ -113,12 +116,14 @@ def test_the_same_command_gives_the_same_weights_with_any_number_of_workers(stra
     assert without_costs(one) == without_costs(two)
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_weights(straight, work):
     cli(work, *TRAIN, *LOSSES, "seed", "4", "max_epoch", "1")
     one, two = checkpoint(run_folder(straight[0]))["model"], checkpoint(run_folder(work))["model"]
     assert not torch.equal(one["head.obj_preds.0.bias"], two["head.obj_preds.0.bias"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epoch,iteration,sign", [(3, 1, "SIGKILL"), (4, 2, "SIGKILL"), (3, 2, "SIGTERM")])
 def test_a_run_that_was_stopped_goes_on_exactly(straight, work, epoch, iteration, sign):
     """Killed in an epoch, resumed: the weights of a run that was never stopped, bit for bit."""
@@ -151,6 +156,7 @@ def test_a_run_that_was_stopped_goes_on_exactly(straight, work, epoch, iteration
     assert kept[0] == kept[1] == ["epoch_2.json.gz", "epoch_3.json.gz", "epoch_4.json.gz"]
 
 
+@pytest.mark.slow
 def test_a_resume_with_other_settings_or_data_says_so_and_is_not_exact(straight, work, digits):
     """It goes on, as in YOLOX, but is not the run that the same settings would have given."""
     shutil.copytree(straight[0] / "YOLOX_outputs", work / "YOLOX_outputs")
@@ -175,6 +181,7 @@ def test_a_resume_with_other_settings_or_data_says_so_and_is_not_exact(straight,
     assert facts_of(read(run))["resumed"].startswith("yes (max_epoch: 4 before, 5 now; -b: 8 before, 4 now; ")
 
 
+@pytest.mark.slow
 def test_a_resume_of_a_finished_run_leaves_its_record(straight, work):
     shutil.copytree(straight[0] / "YOLOX_outputs", work / "YOLOX_outputs")
     before = record(run_folder(work))
@@ -187,6 +194,7 @@ def test_a_resume_of_a_finished_run_leaves_its_record(straight, work):
     assert without_costs(run_folder(work)) == without_costs(run_folder(straight[0]))
 
 
+@pytest.mark.slow
 def test_what_an_experiment_keeps_besides_plain_values_does_not_stop_a_resume(straight, work):
     """An object's repr has its address, and a set its order, which are others in each process."""
     with (work / "tiny.py").open("a") as file:
@@ -197,6 +205,7 @@ def test_what_an_experiment_keeps_besides_plain_values_does_not_stop_a_resume(st
     assert_same(checkpoint(run_folder(straight[0]))["model"], checkpoint(run_folder(work))["model"])
 
 
+@pytest.mark.slow
 def test_a_run_that_is_told_to_stop_twice_still_writes_its_record(work):
     """A cluster tells all processes of a job, and the one that started them passes it on."""
     with (work / "tiny.py").open("a") as file:
@@ -215,6 +224,7 @@ def test_a_run_that_is_told_to_stop_twice_still_writes_its_record(work):
     assert record(run_folder(work))["status"] == "interrupted"
 
 
+@pytest.mark.slow
 def test_a_stop_that_comes_with_an_error_still_leaves_a_record(work):
     """An error out of C code with a SIGTERM waiting, as when another worker is lost: Python sees the signal only after it."""
     with (work / "tiny.py").open("a") as file:
@@ -229,6 +239,7 @@ def test_a_stop_that_comes_with_an_error_still_leaves_a_record(work):
     assert facts["status"] in ("failed", "interrupted") and facts["ended"], done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_losses_with_a_memory_go_on_exactly_and_the_l1_term_starts_when_asked(work):
     """Their running means are no weights and stand in no checkpoint, yet a resumed run has them."""
     losses = (
@@ -243,6 +254,7 @@ def test_losses_with_a_memory_go_on_exactly_and_the_l1_term_starts_when_asked(wo
     assert [row["l1_loss"] > 0 for row in read_metrics(run_folder(work))] == [False, True, True]
 
 
+@pytest.mark.slow
 def test_a_kill_between_the_two_files_of_a_checkpoint_loses_nothing(straight, work, monkeypatch):
     """The state for resuming has two names, and one of them fits whatever ``latest_ckpt.pth`` is."""
     import shutil
@@ -260,6 +272,7 @@ def test_a_kill_between_the_two_files_of_a_checkpoint_loses_nothing(straight, wo
     assert trainer._resume_state(run / "latest_ckpt.pth", 2) is None
 
 
+@pytest.mark.slow
 def test_another_configuration_does_not_enter_the_folder(straight):
     folder, _ = straight
     before = checkpoint(run_folder(folder))["model"]
@@ -273,6 +286,7 @@ def test_another_configuration_does_not_enter_the_folder(straight):
     assert record(run_folder(folder))["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_a_foreign_folder_is_not_overwritten(work):
     run = run_folder(work)
     run.mkdir(parents=True)
@@ -282,6 +296,7 @@ def test_a_foreign_folder_is_not_overwritten(work):
     assert (run / "best_ckpt.pth").read_bytes() == b"precious"
 
 
+@pytest.mark.slow
 def test_a_folder_where_a_process_trains_is_left_alone(work):
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
@@ -299,6 +314,7 @@ def test_a_folder_where_a_process_trains_is_left_alone(work):
         sleeper.wait()
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(straight, work):
     """A broken image tensor: the run stops before the step, says what and where, and can go on from the last epoch."""
     with (work / "tiny.py").open("a") as file:
@@ -323,6 +339,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(straight, work):
     assert_same(checkpoint(run)["model"], checkpoint(run_folder(straight[0]))["model"])
 
 
+@pytest.mark.slow
 def test_a_loss_that_diverges_names_its_term(work):
     """Finite predictions, but a sum that overflows fp32: the term and its value are named."""
     done = cli(work, *TRAIN, "loss_obj.loss_weight", "1e38", "loss_obj.reduction", "sum", check=False)
@@ -331,6 +348,7 @@ def test_a_loss_that_diverges_names_its_term(work):
     assert "epoch 1, iteration 1 of 3" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_crash_is_an_exit_status_and_a_record(work):
     with (work / "tiny.py").open("a") as file:
         file.write("\n    def preprocess(self, inputs, targets, tsize):\n        raise OSError('disk on fire')\n")
@@ -340,6 +358,7 @@ def test_a_crash_is_an_exit_status_and_a_record(work):
     assert record(run_folder(work))["error"] == "OSError: disk on fire"
 
 
+@pytest.mark.slow
 def test_yoloxs_own_train_tool_runs_a_loss_exp_on_any_device_and_exits_honestly(work):
     """The losses are there although nothing of the kit is on the command line."""
     tool = ("-m", "yolox.tools.train")
@@ -352,6 +371,7 @@ def test_yoloxs_own_train_tool_runs_a_loss_exp_on_any_device_and_exits_honestly(
     assert cli(work, *words, python=tool, check=False).returncode != 0
 
 
+@pytest.mark.slow
 def test_a_model_of_yolox_by_name_is_adapted(work, digits):
     """``-n`` gives YOLOX's own Exp, which knows no loss_* keys."""
     sizes = ("input_size", "96,96", "test_size", "96,96", "random_size", "3,3", "data_num_workers", "0")
@@ -360,6 +380,7 @@ def test_a_model_of_yolox_by_name_is_adapted(work, digits):
     assert record(run_folder(work, "yolox_nano"))["resolved_losses"]["iou"]["type"] == "ciou"
 
 
+@pytest.mark.slow
 def test_the_fast_assignment_trains_to_the_hosts_weights(straight, work):
     done = cli(work, "train", "--profile", *TRAIN[1:], *LOSSES, "loss_assign", "host")
     assert_same(checkpoint(run_folder(straight[0]))["model"], checkpoint(run_folder(work))["model"])
@@ -367,6 +388,7 @@ def test_the_fast_assignment_trains_to_the_hosts_weights(straight, work):
     assert len(shares) == 4 and all(0 < float(share) < 100 for share in shares)
 
 
+@pytest.mark.slow
 def test_eval_gives_the_metrics_of_the_run(straight):
     folder, _ = straight
     done = cli(folder, "eval", "-f", "tiny.py", "-b", "8", "-c", "YOLOX_outputs/tiny/last_epoch_ckpt.pth")
@@ -375,6 +397,7 @@ def test_eval_gives_the_metrics_of_the_run(straight):
     assert float(printed) == pytest.approx(last["AP"], abs=6e-4)
 
 
+@pytest.mark.slow
 def test_eval_says_when_a_model_has_diverged(straight, work):
     state = checkpoint(run_folder(straight[0]))
     state["model"]["head.reg_preds.0.bias"][2:] = 1000.0  # log sides
@@ -384,6 +407,7 @@ def test_eval_says_when_a_model_has_diverged(straight, work):
     assert "not finite" not in cli(work, *words, run_folder(straight[0]) / "latest_ckpt.pth").stderr
 
 
+@pytest.mark.slow
 def test_eval_without_a_best_checkpoint_names_the_others(straight, work, monkeypatch, capsys):
     run = run_folder(work)
     run.mkdir(parents=True)
@@ -393,12 +417,14 @@ def test_eval_without_a_best_checkpoint_names_the_others(straight, work, monkeyp
     assert "has no best_ckpt.pth" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_finished_run_that_is_trained_anew_is_told_of(work):
     first = cli(work, *TRAIN, "max_epoch", "1")
     again = cli(work, *TRAIN, "max_epoch", "1")
     assert "trained anew and replaced" not in first.stderr and "trained anew and replaced" in again.stderr
 
 
+@pytest.mark.slow
 def test_eval_save_makes_the_predictions_of_a_run_anew(straight, tmp_path, monkeypatch):
     shutil.copytree(straight[0], tmp_path, dirs_exist_ok=True)
     run = run_folder(tmp_path)
@@ -425,6 +451,7 @@ NOT_KEPT = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words,answers", NOT_KEPT)
 def test_eval_save_refuses_what_the_run_would_not_have_detected(straight, words, answers, monkeypatch, capsys):
     folder = straight[0]
@@ -437,6 +464,7 @@ def test_eval_save_refuses_what_the_run_would_not_have_detected(straight, words,
     assert before == {path: path.read_bytes() for path in predictions_file(run_folder(folder), 4).parent.iterdir()}
 
 
+@pytest.mark.slow
 def test_eval_save_refuses_other_data_and_no_run(straight, digits, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(straight[0])
     words = ["eval", "-f", "tiny.py", "-b", "8", "--device", "cpu", "--save", "-c"]
@@ -460,6 +488,7 @@ def test_eval_save_refuses_other_data_and_no_run(straight, digits, tmp_path, mon
     assert "no 'start_epoch'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_model_is_refused(straight, work):
     path = run_folder(straight[0]) / "latest_ckpt.pth"
     for words in (("-c", path), ("-c", path, "--resume")):

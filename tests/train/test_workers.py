@@ -100,6 +100,7 @@ def alone(tmp_path_factory, digits):
     return folder
 
 
+@pytest.mark.slow
 def test_four_workers_of_two_machines_follow_one_process(alone, work, digits):
     exp_file(work, digits, CRASH, GROUP_NORM)
     with socket.socket() as sock:
@@ -123,6 +124,7 @@ def test_four_workers_of_two_machines_follow_one_process(alone, work, digits):
         assert re.search(rf"losses \(rank {rank}\): .*varifocal.*ciou", log.read_text())
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_workers(alone, work, digits):
     """One process, killed in epoch 2; two, one of them killed in epoch 3; one again: the losses of a run without a stop.
 
@@ -142,6 +144,7 @@ def test_a_run_goes_on_with_another_number_of_workers(alone, work, digits):
     assert_follows(work, alone)
 
 
+@pytest.mark.slow
 def test_two_workers_stopped_and_resumed_are_two_workers_that_were_not(work, digits):
     """Bit for bit, batch norm and all; and every rank evaluates the very model that is saved."""
     evaluate = """
@@ -169,6 +172,7 @@ def test_two_workers_stopped_and_resumed_are_two_workers_that_were_not(work, dig
     assert_same(checkpoint(run_folder(work))["model"], checkpoint(run_folder(other))["model"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_torchrun_a_killed_worker_ends_all(work, digits, rank):
     exp_file(work, digits, CRASH)
@@ -181,6 +185,7 @@ def test_torchrun_a_killed_worker_ends_all(work, digits, rank):
     assert f"error: rank {1 - rank}: rank {rank} (process" in done.stderr
 
 
+@pytest.mark.slow
 def test_workers_that_disagree_stop(work, digits):
     differ = """
         import torch.distributed as dist
@@ -199,6 +204,7 @@ def test_workers_that_disagree_stop(work, digits):
     assert "data.train" not in done.stderr and "sha256" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_mistake_in_a_worker_ends_the_run(work, digits):
     wrong = """
     def preprocess(self, inputs, targets, tsize):
@@ -274,6 +280,7 @@ def test_torchruns_environment(monkeypatch, env, args, answer):
         assert workers.from_torchrun(arguments(**args)) == answer
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_although_another_is_lost_is_ended():
     """As nccl may do: the main thread never comes back from its collective."""
     code = """
