@@ -16,7 +16,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from yolox_loss_patch.data.checks import check_dataset, open_data
-from yolox_loss_patch.doctor.checks import quiet
+from yolox_loss_patch.doctor.report import quiet
 from yolox_loss_patch.errors import KitError
 from yolox_loss_patch.exp.loading import load_exp
 from yolox_loss_patch.runs.checkpoint import load_checkpoint

@@ -14,7 +14,7 @@ from loguru import logger
 from tabulate import tabulate
 
 from yolox_loss_patch.data.checks import check_dataset, open_data
-from yolox_loss_patch.doctor.checks import quiet
+from yolox_loss_patch.doctor.report import quiet
 from yolox_loss_patch.errors import KitError
 from yolox_loss_patch.exp.loading import load_exp
 from yolox_loss_patch.head import hosts

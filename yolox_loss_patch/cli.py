@@ -34,15 +34,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="Each verb explains itself: yolox-loss VERB --help",
     )
     verbs: dict[str, tuple[Any, str]] = {
-        "train": (_train, "train an experiment; YOLOX's own flags, on any device"),
-        "eval": (_eval, "COCO metrics of a checkpoint"),
-        "compare": (_compare, "runs with several seeds: what differs, how sure the difference is, why"),
-        "sweep": (_sweep, "train every combination of settings and seeds, here or on Slurm, then compare"),
-        "list": (_list, "the losses, their formulas and knobs"),
-        "doctor": (_doctor, "what is installed, the experiment and its data, and what to do about each finding"),
-        "verify": (_verify, "stock against kit on this machine and experiment; difference expected 0"),
-        "calibrate": (_calibrate, "how hard each term pulls, stock against the chosen losses, and the knobs that fit"),
-        "plot": (_plot, "losses and their gradients as curves; box losses at work"),
+        "train": (_run_train, "train an experiment; YOLOX's own flags, on any device"),
+        "eval": (_run_eval, "COCO metrics of a checkpoint"),
+        "compare": (_run_compare, "runs with several seeds: what differs, how sure the difference is, why"),
+        "sweep": (_run_sweep, "train every combination of settings and seeds, here or on Slurm, then compare"),
+        "list": (_run_list, "the losses, their formulas and knobs"),
+        "doctor": (_run_doctor, "what is installed, the experiment and its data, and what to do about each finding"),
+        "verify": (_run_verify, "stock against kit on this machine and experiment; difference expected 0"),
+        "calibrate": (
+            _run_calibrate,
+            "how hard each term pulls, stock against the chosen losses, and the knobs that fit",
+        ),
+        "plot": (_run_plot, "losses and their gradients as curves; box losses at work"),
     }
     subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb, (_, text) in verbs.items():
@@ -74,7 +77,7 @@ def _host_parser(tool: str, words: list[str], verb: str | None = None, **switche
     return hosts.arguments(parser.parse_args(words))
 
 
-def _train(words: list[str]) -> None:
+def _run_train(words: list[str]) -> None:
     # Before the import below, which needs YOLOX.
     args = _host_parser("train", words, profile=_PROFILE)
     from .train.trainer import run
@@ -82,14 +85,14 @@ def _train(words: list[str]) -> None:
     run(args)
 
 
-def _eval(words: list[str]) -> None:
+def _run_eval(words: list[str]) -> None:
     args = _host_parser("eval", words, save="keep the predictions in the folder of the checkpoint's run, for compare")
     from .train.evaluate import evaluate
 
     evaluate(args)
 
 
-def _sweep(words: list[str]) -> None:
+def _run_sweep(words: list[str]) -> None:
     if hosts.has_config_classes():
         raise HostError(
             "sweep is for a YOLOX with experiment files. With config classes train each run by itself, yolox-loss train -c "
@@ -103,7 +106,7 @@ def _sweep(words: list[str]) -> None:
     sweep(options, args, rest[: len(rest) - len(args.opts)])
 
 
-def _compare(words: list[str]) -> None:
+def _run_compare(words: list[str]) -> None:
     from .compare.comparison import compare
     from .runs.record import AP_COLUMNS
     from .runs.selection import BY
@@ -112,7 +115,9 @@ def _compare(words: list[str]) -> None:
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="folders of runs or globs: YOLOX_outputs/NAME, NAME, 'NAME-*'"
     )
-    parser.add_argument("--baseline", help="what the others are held against: a group, or a run in it (default: stock)")
+    parser.add_argument(
+        "--baseline", help="the group, or a run in it, that the others are compared with (default: stock)"
+    )
     parser.add_argument(
         "--by", default="loss", help=f"what makes a group: {', '.join(BY)} (default: loss, all four terms)"
     )
@@ -124,7 +129,7 @@ def _compare(words: list[str]) -> None:
     print(compare(args.runs, args.out, args.baseline, args.by, args.metric, args.per_class, args.anyway))
 
 
-def _list(words: list[str]) -> None:
+def _run_list(words: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="yolox-loss list", description="The losses that can stand in a spec.")
     parser.add_argument("name", nargs="?", help="one loss only, explained")
     parser.add_argument("-f", metavar="EXP_FILE", help="an experiment file, for the losses registered in it")
@@ -166,7 +171,7 @@ def _explain(term: str, loss: Loss) -> None:
     print()
 
 
-def _plot(words: list[str]) -> None:
+def _run_plot(words: list[str]) -> None:
     from .doctor.plot import plot
 
     parser = argparse.ArgumentParser(prog="yolox-loss plot", description=plot.__doc__)
@@ -204,16 +209,17 @@ def _parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Names
     return args
 
 
-def _doctor(words: list[str]) -> None:
-    from .doctor.checks import doctor, report
+def _run_doctor(words: list[str]) -> None:
+    from .doctor.checks import doctor
+    from .doctor.report import report
 
     parser = _experiment_parser("doctor", "What is installed, the experiment and its data, and what to do about it.")
     args = _parsed(parser, words)
     report(doctor(args.exp_file, args.name, args.opts))
 
 
-def _verify(words: list[str]) -> None:
-    from .doctor.checks import report
+def _run_verify(words: list[str]) -> None:
+    from .doctor.report import report
     from .doctor.verify import verify
 
     parser = _experiment_parser(
@@ -228,7 +234,7 @@ def _verify(words: list[str]) -> None:
     )
 
 
-def _calibrate(words: list[str]) -> None:
+def _run_calibrate(words: list[str]) -> None:
     from .doctor.calibrate import calibrate
 
     parser = _experiment_parser("calibrate", (calibrate.__doc__ or "").splitlines()[0], config=("--config",))

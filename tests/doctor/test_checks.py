@@ -11,13 +11,16 @@ import torch
 from conftest import EXP, ROOT
 
 from yolox_loss_patch import cli
-from yolox_loss_patch.doctor import checks as doctor
+from yolox_loss_patch.doctor import environment
+from yolox_loss_patch.doctor.checks import doctor
+from yolox_loss_patch.doctor.experiment import check_experiment
+from yolox_loss_patch.doctor.report import guarded
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # it looks at what torch says in warnings
 
 
 def findings(check, look):
-    return list(doctor.guarded(check, look))
+    return list(guarded(check, look))
 
 
 def only(check, look):
@@ -63,7 +66,7 @@ def before(tmp_path_factory, digits):
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("healthy")
         own(folder, digits, patch)
-        return list(doctor._experiment("tiny.py", None, []))
+        return list(check_experiment("tiny.py", None, []))
 
 
 def edit(change, split="train"):
@@ -139,7 +142,7 @@ def test_broken_data(case, before, tmp_path, digits, monkeypatch, capsys):
     own(tmp_path, digits, monkeypatch)
     assert not [finding for finding in before if finding.level == "error"]
     break_(tmp_path)
-    after = list(doctor._experiment("tiny.py", None, opts))
+    after = list(check_experiment("tiny.py", None, opts))
     new = [str(finding) for finding in after if finding.level == level and finding not in before]
     assert any(all(word in line for word in words) for line in new), "\n".join(map(str, after))
     assert all(finding.remedy for finding in after if finding.level != "ok" and finding not in before)
@@ -168,7 +171,7 @@ def test_data_of_another_kind_is_left_alone(work):
         return torch.utils.data.DataLoader([1, 2, 3])
 """
     )
-    (line,) = [f for f in doctor._experiment(str(work / "tiny.py"), None, []) if f.check == "train"]
+    (line,) = [f for f in check_experiment(str(work / "tiny.py"), None, []) if f.check == "train"]
     assert line.level == "warning" and "not a COCO data set" in line.text
 
 
@@ -258,16 +261,18 @@ def test_torchvision_of_another_torch(monkeypatch):
 
     monkeypatch.setattr(torch, "__version__", "2.4.1+cu121")
     monkeypatch.setattr(torchvision.ops, "nms", raises(RuntimeError("operator torchvision::nms does not exist\nmore")))
-    finding = only("torchvision", doctor._torchvision)
+    finding = only("torchvision", environment.check_torchvision)
     assert finding.level == "error" and "operator torchvision::nms does not exist" in finding.text
     assert "torchvision==0.19.*" in finding.remedy
     monkeypatch.setattr(torchvision.ops, "nms", lambda boxes, scores, threshold: torch.tensor([0, 1, 2]))
-    assert "kept [0, 1, 2]" in only("torchvision", doctor._torchvision).text
+    assert "kept [0, 1, 2]" in only("torchvision", environment.check_torchvision).text
 
 
 def test_no_torchvision(monkeypatch):
-    monkeypatch.setattr(doctor.metadata, "version", raises(doctor.metadata.PackageNotFoundError("torchvision")))
-    finding = only("torchvision", doctor._torchvision)
+    monkeypatch.setattr(
+        environment.metadata, "version", raises(environment.metadata.PackageNotFoundError("torchvision"))
+    )
+    finding = only("torchvision", environment.check_torchvision)
     assert finding.level == "error" and "pip install 'torchvision==0." in finding.remedy
 
 
@@ -275,44 +280,46 @@ def test_pycocotools_that_does_not_fit_numpy(monkeypatch):
     from yolox_loss_patch.train import evaluator
 
     monkeypatch.setattr(evaluator, "coco_metrics", raises(AttributeError("module 'numpy' has no attribute 'float'")))
-    finding = only("pycocotools", doctor._pycocotools)
+    finding = only("pycocotools", environment.check_pycocotools)
     assert finding.level == "error" and "'float'" in finding.text and "pycocotools" in finding.remedy
     monkeypatch.setattr(evaluator, "coco_metrics", lambda *args: ({"AP": 0.5}, ""))
-    assert "AP 0.5, not 1" in only("pycocotools", doctor._pycocotools).text
+    assert "AP 0.5, not 1" in only("pycocotools", environment.check_pycocotools).text
 
 
 def test_torch_that_does_not_fit_numpy(monkeypatch):
     monkeypatch.setattr(torch, "from_numpy", raises(RuntimeError("Numpy is not available")))
-    finding = only("torch", doctor._torch)
+    finding = only("torch", environment.check_torch)
     assert finding.level == "error" and "numpy<2" in finding.remedy
 
 
 def test_opencv_without_its_libraries(monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
-    monkeypatch.setattr(doctor, "_version", {"opencv-python": "4.5.5"}.get)
-    finding = only("opencv", doctor._opencv)
+    monkeypatch.setattr(environment, "version_of", {"opencv-python": "4.5.5"}.get)
+    finding = only("opencv", environment.check_opencv)
     assert finding.level == "error" and "ModuleNotFoundError" in finding.text
     assert "pip uninstall -y opencv-python, then pip install opencv-python-headless" in finding.remedy
 
 
 def test_opencv_twice(monkeypatch):
     there = {"opencv-python": "4.5.5", "opencv-python-headless": "4.10.0"}
-    monkeypatch.setattr(doctor, "_version", lambda name: there.get(name, ""))
-    finding = only("opencv", doctor._opencv)
+    monkeypatch.setattr(environment, "version_of", lambda name: there.get(name, ""))
+    finding = only("opencv", environment.check_opencv)
     assert finding.level == "warning" and "opencv-python 4.5.5, opencv-python-headless 4.10.0" in finding.text
     assert "pip uninstall -y opencv-python opencv-python-headless" in finding.remedy
 
 
 def test_yolox_twice(monkeypatch):
-    monkeypatch.setattr(doctor.metadata, "packages_distributions", lambda: {"yolox": ["yolox", "pixeltable-yolox"]})
-    known, double = findings("yolox", doctor._host)
+    monkeypatch.setattr(
+        environment.metadata, "packages_distributions", lambda: {"yolox": ["yolox", "pixeltable-yolox"]}
+    )
+    known, double = findings("yolox", environment.check_host)
     assert known.level == "ok" and double.level == "warning" and "pixeltable-yolox and yolox" in double.text
 
 
 def test_a_yolox_of_another_make(monkeypatch, work):
     """Without what the kit looks for; the experiment, which needs it, is left alone."""
     monkeypatch.setattr("yolox_loss_patch.head.hosts.describe", raises(AttributeError("no attribute 'YOLOXHead'")))
-    lines = list(doctor.doctor(str(work / "tiny.py")))
+    lines = list(doctor(str(work / "tiny.py")))
     assert [(line.level, line.check) for line in lines[-2:]] == [("error", "yolox"), ("warning", "experiment")]
     assert "'YOLOXHead'" in lines[-2].text and "pip install" in lines[-2].remedy
 
@@ -324,7 +331,7 @@ def test_a_yolox_that_the_kit_refuses(monkeypatch):
         return 0.0
 
     monkeypatch.setattr(YOLOXHead, "get_losses", get_losses)
-    finding = only("yolox", doctor._host)
+    finding = only("yolox", environment.check_host)
     assert finding.level == "error" and "get_losses" in finding.text
 
 
@@ -344,13 +351,13 @@ def test_a_device_that_cannot_be_used(case, monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "init", raises(RuntimeError(reason)))
     monkeypatch.setattr(torch.version, "cuda", build)
-    monkeypatch.setattr(doctor.os.path, "exists", lambda path: driver)
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    monkeypatch.setattr(environment.os.path, "exists", lambda path: driver)
+    monkeypatch.setattr(environment.shutil, "which", lambda name: None)
     if visible is None:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    finding = only("device", doctor._device)
+    finding = only("device", environment.check_device)
     assert finding.level == level and words in finding.text
     assert bool(finding.remedy) == (level != "ok")
 
@@ -362,5 +369,5 @@ def test_a_gpu_that_this_torch_is_not_built_for(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Facts)
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_90"])
     monkeypatch.setattr(torch, "ones", raises(RuntimeError("no kernel image is available\nmore")))
-    finding = doctor._cuda_device(0)
+    finding = environment.check_cuda_device(0)
     assert finding.level == "error" and "Old GPU, 8 GiB" in finding.text and "sm_52" in finding.remedy

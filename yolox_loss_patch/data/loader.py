@@ -24,8 +24,8 @@ def seed_everything(*numbers: int) -> None:
 class _Seeded(Dataset[Any]):
     """A data set whose items depend on their place in the training, not on the worker that makes them.
 
-    YOLOX's workers seed themselves from a random number, so no run can be repeated. Here every item is made under its
-    own seed: with any number of workers, and after a resume, the same items come.
+    YOLOX's workers seed themselves from a random number, so no run can be repeated. Here every item has a seed of its
+    place: with any number of workers, and after a resume, the same items come.
     """
 
     def __init__(self, dataset: Any, seed: int) -> None:
@@ -34,7 +34,7 @@ class _Seeded(Dataset[Any]):
     def __getitem__(self, key: tuple[int, Any]) -> Any:
         position, index = key
         states = None
-        if get_worker_info() is None:  # in the training process itself, whose own streams must not move
+        if get_worker_info() is None:  # in the training process itself, whose random streams must not move
             states = random.getstate(), np.random.get_state(), torch.get_rng_state()
         seed_everything(self.seed, 0, position)
         try:
@@ -51,7 +51,7 @@ class _Seeded(Dataset[Any]):
 class _Positioned(Sampler[list[tuple[int, Any]]]):
     """YOLOX's batches with the position of every item, from a given batch on.
 
-    Positions count the items of all ranks as YOLOX's sampler deals them out, one a rank in turn: however many ranks there
+    Positions count the items of all ranks as YOLOX's sampler deals them out, one per rank in turn: however many ranks there
     are, an image is made from the same seed.
 
     Mosaic ends at a given batch, however far the workers have read ahead.
@@ -68,7 +68,7 @@ class _Positioned(Sampler[list[tuple[int, Any]]]):
                 self.batches.mosaic = number < self.mosaic_until
             try:
                 batch = next(stream)
-            except StopIteration:  # a finite sampler of a user's own: round again
+            except StopIteration:  # a finite sampler of the user: begin again
                 stream = iter(self.batches)
                 continue
             if number >= self.start:
@@ -144,7 +144,3 @@ class Prefetcher:
         images, labels, ids = self._images, self._labels, self._ids
         self._load()
         return images, labels, [int(i) for i in torch.as_tensor(np.asarray(ids)).flatten()]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Checks.

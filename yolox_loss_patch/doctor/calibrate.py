@@ -30,7 +30,7 @@ from ..specs.config import LossConfig
 from ..specs.registry import LOSSES
 from ..specs.resolve import resolve
 from ..train.trainer import configure, load_weights
-from .checks import quiet
+from .report import quiet
 from .verify import fresh_optimizer
 
 STOCK, CHOSEN, CALIBRATED = "stock", "chosen", "calibrated"
@@ -52,7 +52,7 @@ _ROUNDS = 2
 
 @dataclass
 class Trial:
-    """A short training: the losses, and a row a step of what they did."""
+    """A short training: the losses, and a row per step with the pull of each term."""
 
     name: str
     config: LossConfig
@@ -116,7 +116,7 @@ class Calibration:
         return text if trial is self.trials[0] else f"{text} x{pull / stock:.2g}" if stock else text
 
     def csv(self) -> str:
-        """A row a step of each trial."""
+        """A row per step of each trial."""
         text = io.StringIO()
         writer = csv.DictWriter(text, ["losses", *self.trials[0].rows[0]], lineterminator="\n")
         writer.writeheader()
@@ -146,7 +146,7 @@ def calibrate(
         name: or one of YOLOX's models.
         opts: overrides of the experiment, ``["loss_obj", "focal", ...]``.
         steps: of each training, at least 4; the first half warms the learning rate up.
-        batch_size: images a step.
+        batch_size: images per step.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         ckpt: a checkpoint to start from, as for fine-tuning.
         out: folder for ``calibration.png`` and ``calibration.csv``; the folder of the experiment's run if not given.
@@ -218,10 +218,10 @@ class _Trainings:
         )
 
     def train(self, name: str, config: LossConfig) -> Trial:
-        """One of them.
+        """Train with these losses, from the same weights on the same images.
 
         Raises:
-            RunError: the loss is not finite, or the head's ``get_losses`` is a fork's own.
+            RunError: the loss is not finite, or the head's ``get_losses`` is that of a fork.
         """
         trial = Trial(name, config)
         self.model.load_state_dict(self.start)
@@ -266,13 +266,13 @@ class _Trainings:
             optimizer.step()
             if not stage.gradients:
                 raise RunError(
-                    "The get_losses of this YOLOX is a fork's own, and does not let the kit see its gradients."
+                    "The get_losses of this YOLOX is that of a fork, and does not let the kit see the gradients."
                 )
             trial.rows.append({"step": step + 1, **_row(stage)})
         return trial
 
     def _has_l1(self) -> bool:
-        """The L1 term is there when it is one of those asked for; YOLOX starts it late."""
+        """Whether the experiment chose another L1 loss: only then is the L1 term trained here; YOLOX starts it late."""
         return LossConfig.from_exp(self.exp).resolved()["l1"] != LossConfig().resolved()["l1"]
 
 
@@ -293,7 +293,7 @@ def _row(stage: Any) -> dict[str, float]:
 
 
 def _asked(config: LossConfig) -> dict[str, dict[str, Any]]:
-    """Term -> its resolved loss, of those that are not stock's."""
+    """Term -> resolved loss, for the terms whose loss is not stock's."""
     stock = LossConfig().resolved()
     return {term: spec for term, spec in config.resolved().items() if spec != stock[term]}
 
@@ -317,7 +317,7 @@ def _with_presets(config: LossConfig) -> dict[str, Any]:
 
 
 def _with_weights(specs: Mapping[str, Any], stock: Trial, last: Trial) -> dict[str, Any]:
-    """The specs with a weight that makes up for what is left between a term's pull and stock's."""
+    """The specs with the loss_weight that brings a term's pull to stock's."""
     found = dict(specs)
     for term, resolved in _asked(last.config).items():
         wanted, pull = stock.pull(term), last.pull(term)
@@ -326,7 +326,7 @@ def _with_weights(specs: Mapping[str, Any], stock: Trial, last: Trial) -> dict[s
         if term == "iou":
             least, most = sorted((_far(resolved), _near(resolved)))
             if least / _NEAR < 1 < most * _NEAR:
-                continue  # it fits at one end, on bad boxes or on good ones, or between: a weight for the start would not last
+                continue  # at some IoU it pulls as stock does: a weight that fits the bad boxes of the start would not fit later
         weight = float(f"{resolved['loss_weight'] * wanted / pull:.2g}")
         found[f"loss_{term}"] = {**_as_dict(found[f"loss_{term}"]), "loss_weight": weight}
     return found
@@ -383,7 +383,7 @@ def _far(resolved: Mapping[str, Any]) -> float:
 
 
 def _against_stock(resolved: Mapping[str, Any], iou: float) -> float:
-    """How hard a box loss pulls a box beside its target, against stock's, at this IoU."""
+    """Pull of a box loss on a box of this IoU with the target, divided by the pull of stock's box loss."""
     side = 40.0
     shift = side * (1 - iou) / (1 + iou)
     pulls = []

@@ -1,4 +1,4 @@
-"""Pictures of losses: value and gradient of one element, and how boxes find home under a box loss."""
+"""Pictures of losses: value and gradient of one element, and how boxes move to their target under a box loss."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _STEPS = 200
 
 
 def plot(words: Sequence[str], out: str, regression: bool = False, points: int = 100) -> Path:
-    """Draw losses of one term into a PNG or SVG file: against probability, IoU or offset, or boxes finding home.
+    """Draw losses of one term into a PNG or SVG file: against probability, IoU or offset, or boxes that move to their target.
 
     Drawn are the formulas as published; with a preset, "{'type': 'giou', 'preset': 'calibrated'}", what is trained.
     """
@@ -109,7 +109,7 @@ def _term(names: list[str], regression: bool) -> str:
 def _element_wise(term: str, spec: dict[str, Any]) -> Any:
     """The loss of each element, with gradient."""
     if LOSSES.get(term, spec["type"]).whole_set:
-        raise ConfigError(f"{spec['type']} is a loss of a whole set; there is no curve of one element.")
+        raise ConfigError(f"{spec['type']} is a loss of a whole set; there is no curve of a single element.")
     module = build_term(term, resolve(term, spec)) if "preset" in spec else build_loss(term, spec)
     module.eval()  # a loss with a memory (wiou) is drawn as it is at the start
     wants = getattr(module, "wants", ())
@@ -133,9 +133,9 @@ def _score_panels(grid: Any, losses: dict[str, Any]) -> None:
             value, gradient = loss(logits, torch.full_like(logits, target))
             grid[0, column].plot(p, value, label=label)
             grid[1, column].plot(p, gradient.abs(), label=label)
-        what = "foreground (target 1)" if target else "background (target 0)"
-        grid[0, column].set(title=f"loss, {what}", xlabel="score", ylim=(0, 5))
-        grid[1, column].set(title=f"|gradient| to the logit, {what}", xlabel="score", yscale="log", ylim=(1e-6, 3))
+        side = "foreground (target 1)" if target else "background (target 0)"
+        grid[0, column].set(title=f"loss, {side}", xlabel="score", ylim=(0, 5))
+        grid[1, column].set(title=f"|gradient| to the logit, {side}", xlabel="score", yscale="log", ylim=(1e-6, 3))
     for label, loss in losses.items():
         up, down = (loss(logits, torch.full_like(logits, target))[1].abs() for target in (1.0, 0.0))
         chance = down / (up + down)  # where the pulls cancel

@@ -17,15 +17,17 @@ from tqdm import tqdm
 
 from ..data.annotations import default_data_dir
 from ..data.checks import check_dataset, open_data
+from ..data.findings import ERROR, OK, WARNING, Finding
 from ..data.loader import Prefetcher, training_loader
 from ..errors import ConfigError, HostError, PatchError
 from ..exp.loading import load_exp
 from ..head import hosts
 from ..head.patch import find_head, patch_model, stage_of, stage_with, unpatch_model
 from ..specs.config import LossConfig
-from .checks import ERROR, OK, WARNING, Finding, guarded, in_words, quiet, trainer
+from .environment import check_trainer
+from .report import guarded, in_words, quiet
 
-TERMS = ("total_loss", "iou_loss", "conf_loss", "cls_loss", "l1_loss")
+_LOSS_OUTPUTS = ("total_loss", "iou_loss", "conf_loss", "cls_loss", "l1_loss")
 #: Batches held in memory and used in turn.
 _BATCHES = 8
 #: Where bits cannot be expected to repeat: relative, of each loss term and of the largest gradient.
@@ -67,7 +69,7 @@ def verify(
         name: or one of YOLOX's models; YOLOX-nano when neither is given.
         opts: overrides of the experiment, ``["input_size", "320,320", ...]``.
         steps: training steps, at least 1.
-        batch_size: images a step, at least 1.
+        batch_size: images per step, at least 1.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
 
     Returns:
@@ -81,7 +83,7 @@ def verify(
             raise ConfigError(f"{flag} is at least 1; got {value}.")
     started = time.perf_counter()
     hosts.yolox()
-    missing = [finding for finding in guarded("trainer", trainer) if finding.level == ERROR]
+    missing = [finding for finding in guarded("trainer", check_trainer) if finding.level == ERROR]
     if missing:
         yield from missing
         return
@@ -160,11 +162,11 @@ def _verify(exp: Any, steps: int, batch_size: int, device: torch.device) -> Iter
     yield _verdict("gradients", gradient, tolerance, f"of {count} parameter tensors")
     del first, ours
 
-    yield _train(model, optimizer, batches, steps, tolerance)
-    yield from guarded("own losses", lambda: _own_losses(exp, batches[0]))
+    yield _compare_steps(model, optimizer, batches, steps, tolerance)
+    yield from guarded("own losses", lambda: _check_chosen_losses(exp, batches[0]))
 
 
-def _train(
+def _compare_steps(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, batches: list[Batch], steps: int, tolerance: float
 ) -> Finding:
     head = find_head(model)
@@ -210,7 +212,7 @@ def _train(
     return _verdict("training", worst, tolerance, text)
 
 
-def _own_losses(exp: Any, batch: Batch) -> Iterator[Finding]:
+def _check_chosen_losses(exp: Any, batch: Batch) -> Iterator[Finding]:
     """The losses of the experiment: values, gradients, and a step that leaves finite weights."""
     check = "own losses"
     config = LossConfig.from_exp(exp)
@@ -256,7 +258,7 @@ def _own_losses(exp: Any, batch: Batch) -> Iterator[Finding]:
 
 
 def fresh_optimizer(exp: Any, batch_size: int) -> Any:
-    """A new optimizer of the experiment, which keeps the one it made, past the warm-up that starts from 0."""
+    """A new optimizer of the experiment, with the learning rate after the warm-up (an experiment keeps the optimizer it made)."""
     vars(exp).pop("optimizer", None)
     optimizer = exp.get_optimizer(batch_size)
     for group in optimizer.param_groups:
@@ -291,14 +293,14 @@ def _pass(model: torch.nn.Module, batch: Batch) -> _Pass:
     images, labels = batch
     device = images.device
     model.zero_grad(set_to_none=True)
-    torch.manual_seed(0)  # a layer of the user's own may draw
+    torch.manual_seed(0)  # a layer of the user's model may draw random numbers
     _wait(device)
     started = time.perf_counter()
     outputs = model(images, labels.clone())
     outputs["total_loss"].backward()
     _wait(device)
     seconds = time.perf_counter() - started
-    terms = {name: float(torch.as_tensor(outputs[name]).detach()) for name in TERMS}
+    terms = {name: float(torch.as_tensor(outputs[name]).detach()) for name in _LOSS_OUTPUTS}
     gradients = [parameter.grad for parameter in model.parameters()]
     return _Pass(terms, float(outputs["num_fg"]), gradients, seconds)
 
@@ -310,13 +312,13 @@ def _wait(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def _difference(one: _Pass, other: _Pass) -> tuple[float, float]:
+def _difference(stock: _Pass, kit: _Pass) -> tuple[float, float]:
     """Largest relative difference of the loss terms, and of the gradients against the largest of them; 0 is bit for bit."""
-    pairs = [(one.terms[name], other.terms[name]) for name in TERMS] + [(one.matched, other.matched)]
+    pairs = [(stock.terms[name], kit.terms[name]) for name in _LOSS_OUTPUTS] + [(stock.matched, kit.matched)]
     loss = max(_relative(abs(a - b), abs(a)) for a, b in pairs)
-    largest = max((float(value.abs().max()) for value in one.gradients if value is not None), default=0.0)
+    largest = max((float(value.abs().max()) for value in stock.gradients if value is not None), default=0.0)
     gradient = 0.0
-    for a, b in zip(one.gradients, other.gradients, strict=True):
+    for a, b in zip(stock.gradients, kit.gradients, strict=True):
         if a is None and b is None:
             continue
         if a is None or b is None:
@@ -364,7 +366,7 @@ def _deterministic(device: torch.device) -> Iterator[None]:
 
 
 def _batches(exp: Any, batch_size: int, count: int, device: torch.device) -> tuple[list[Batch], Finding]:
-    """Batches of the experiment's own training data where it can be read, made ones elsewhere."""
+    """Batches of the experiment's training data where they can be read, else made batches."""
     workers, exp.data_num_workers = exp.data_num_workers, 0  # a few batches are not worth starting processes for
     try:
         with quiet():
@@ -399,7 +401,7 @@ def _batches(exp: Any, batch_size: int, count: int, device: torch.device) -> tup
 
 
 def _made(exp: Any, batch_size: int, seed: int, device: torch.device) -> Batch:
-    """Noise as images ``(B, 3, H, W)`` in 0..255, and 1 to 20 boxes an image as labels ``(B, 120, 5)``, all of them inside."""
+    """Noise as images ``(B, 3, H, W)`` in 0..255, and 1 to 20 boxes per image as labels ``(B, 120, 5)``, all of them inside."""
     generator = torch.Generator().manual_seed(seed)
     height, width = exp.input_size
     size = torch.tensor([width, height], dtype=torch.float32)
