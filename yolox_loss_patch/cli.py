@@ -1,74 +1,102 @@
 """The command line: ``yolox-loss VERB`` and ``python -m yolox_loss_patch VERB``.
 
 Exit status: 0 only when the verb did what it says; 2 for a mistake that the message explains; 1 for a crash; 130 after
-an interruption.
+an interruption. ``--debug`` shows the traceback of an error.
+
+A verb imports what it needs when it is called, so that ``--help`` does not wait for torch.
 """
 
 from __future__ import annotations
 
 import argparse
-import inspect
+import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
-from .errors import ConfigError, HostError, KitError
-from .head import hosts
-from .specs.catalogue import Loss
-from .specs.knobs import nearest
-from .specs.registry import LOSSES, TERMS
-from .specs.resolve import COMMON, stage_knobs
+from .errors import ConfigError, HostError, KitError, in_words
+
+if TYPE_CHECKING:
+    from .specs.catalogue import Loss
 
 _DEVICE = "auto (CUDA, else MPS, else CPU), cpu, cuda or mps"
 _PROFILE = "log the share of the loss stage in a step"
+
+# Extra of the distribution -> the modules that it brings; a test holds this table and pyproject.toml together.
+EXTRAS = {
+    "train": ("PIL", "pycocotools", "tensorboard", "tqdm"),
+    "compare": ("PIL", "hotcoco", "jinja2", "matplotlib", "scipy", "tabulate", "tqdm"),
+    "sweep": ("cloudpickle", "submitit", "tabulate"),
+}
+
+
+class _Verb(NamedTuple):
+    run: Callable[[list[str]], None]
+    extras: tuple[str, ...]
+    help: str
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb; returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
     parser = argparse.ArgumentParser(
         prog="yolox-loss",
         description="Other losses for YOLOX, chosen in the experiment file.",
-        epilog="Each verb explains itself: yolox-loss VERB --help",
+        epilog="Each verb explains itself: yolox-loss VERB --help. With --debug an error shows its traceback.",
     )
-    verbs: dict[str, tuple[Any, str]] = {
-        "train": (_run_train, "train an experiment; YOLOX's own flags, on any device"),
-        "eval": (_run_eval, "COCO metrics of a checkpoint"),
-        "compare": (_run_compare, "runs with several seeds: what differs, how sure the difference is, why"),
-        "sweep": (_run_sweep, "train every combination of settings and seeds, here or on Slurm, then compare"),
-        "list": (_run_list, "the losses, their formulas and knobs"),
-        "doctor": (_run_doctor, "what is installed, the experiment and its data, and what to do about each finding"),
-        "verify": (_run_verify, "stock against kit on this machine and experiment; difference expected 0"),
-        "calibrate": (
-            _run_calibrate,
-            "how hard each term pulls, stock against the chosen losses, and the knobs that fit",
-        ),
-        "plot": (_run_plot, "losses and their gradients as curves; box losses at work"),
-    }
     subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for verb, (_, text) in verbs.items():
-        subparsers.add_parser(verb, help=text, add_help=False)
-    verb = parser.parse_args(words[:1]).verb
+    for name, verb in VERBS.items():
+        subparsers.add_parser(name, help=verb.help, add_help=False)
+    name = parser.parse_args(words[:1]).verb
     try:
-        verbs[verb][0](words[1:])
-    except KitError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        if not {"-h", "--help"} & {*words}:
+            _check_extras(name, VERBS[name].extras)
+        VERBS[name].run(words[1:])
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader, `head` say, has seen enough; nothing more can be said
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception:
-        traceback.print_exc()
-        return 1
+    except Exception as error:
+        is_explained = isinstance(error, (KitError, OSError))
+        if debug:
+            traceback.print_exc()
+        hint = "" if is_explained or debug else " With --debug it shows where."
+        print(f"error: {in_words(error)}{hint}", file=sys.stderr)
+        return 2 if is_explained else 1
     return 0
+
+
+def _check_extras(verb: str, extras: tuple[str, ...]) -> None:
+    """Refuse a verb whose packages are not installed.
+
+    Raises:
+        ConfigError: the packages, and the command that installs their extra.
+    """
+    for extra in extras:
+        missing = [module for module in EXTRAS[extra] if not _is_installed(module)]
+        if missing:
+            raise ConfigError(
+                f"{verb} needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed. Install the "
+                f"extra [{extra}]: pip install 'yolox-loss-patch[{extra}]'"
+            )
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # ValueError: half imported, or put into sys.modules by hand
+        return False
 
 
 def _host_parser(tool: str, words: list[str], verb: str | None = None, **switches: str) -> argparse.Namespace:
     """YOLOX's own arguments of a tool, and the kit's: ``--device``, and switches by name with their help."""
+    from .head import hosts
+
     parser = hosts.parser(tool)
     parser.prog = f"yolox-loss {verb or tool}"
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help=_DEVICE)
@@ -93,6 +121,8 @@ def _run_eval(words: list[str]) -> None:
 
 
 def _run_sweep(words: list[str]) -> None:
+    from .head import hosts
+
     if hosts.has_config_classes():
         raise HostError(
             "sweep is for a YOLOX with experiment files. With config classes train each run by itself, yolox-loss train -c "
@@ -130,6 +160,10 @@ def _run_compare(words: list[str]) -> None:
 
 
 def _run_list(words: list[str]) -> None:
+    from .specs.knobs import nearest
+    from .specs.registry import LOSSES, TERMS
+    from .specs.resolve import stage_knobs
+
     parser = argparse.ArgumentParser(prog="yolox-loss list", description="The losses that can stand in a spec.")
     parser.add_argument("name", nargs="?", help="one loss only, explained")
     parser.add_argument("-f", metavar="EXP_FILE", help="an experiment file, for the losses registered in it")
@@ -158,7 +192,11 @@ def _run_list(words: list[str]) -> None:
 
 
 def _explain(term: str, loss: Loss) -> None:
-    """All there is to say of a loss: its docstring and every setting, the loss's own and the term's."""
+    """Explain a loss: the docstring, and every knob of the loss and of the term."""
+    import inspect
+
+    from .specs.resolve import COMMON, stage_knobs
+
     print("\n    " + inspect.cleandoc(loss.kernel.__doc__ or "").replace("\n", "\n    ").replace("``", "") + "\n")
     common = {
         key: knob for key, knob in COMMON.items() if loss.from_kit or (key == "loss_weight" and key not in loss.knobs)
@@ -258,3 +296,28 @@ def _import_exp(exp_file: str | None) -> None:
         from .exp.loading import load_exp
 
         load_exp(exp_file)
+
+
+VERBS = {
+    "train": _Verb(_run_train, ("train",), "train an experiment; YOLOX's own flags, on any device"),
+    "eval": _Verb(_run_eval, ("train",), "COCO metrics of a checkpoint"),
+    "compare": _Verb(
+        _run_compare, ("compare",), "runs with several seeds: what differs, how sure the difference is, why"
+    ),
+    "sweep": _Verb(
+        _run_sweep,
+        ("train", "compare", "sweep"),
+        "train every combination of settings and seeds, here or on Slurm, then compare",
+    ),
+    "list": _Verb(_run_list, (), "the losses, their formulas and knobs"),
+    "doctor": _Verb(
+        _run_doctor, (), "what is installed, the experiment and its data, and what to do about each finding"
+    ),
+    "verify": _Verb(_run_verify, ("train",), "stock against kit on this machine and experiment; difference expected 0"),
+    "calibrate": _Verb(
+        _run_calibrate,
+        ("train", "compare"),
+        "how hard each term pulls, stock against the chosen losses, and the knobs that fit",
+    ),
+    "plot": _Verb(_run_plot, ("compare",), "losses and their gradients as curves; box losses at work"),
+}

@@ -1,5 +1,9 @@
 """What can go wrong in a way that a user can mend; the command line prints these without a traceback."""
 
+from __future__ import annotations
+
+import errno
+
 
 class KitError(Exception):
     """Base of the kit's errors: the message says what happened, which value, what is allowed, what to do."""
@@ -27,3 +31,29 @@ class RunError(KitError, RuntimeError):
 
 class NonFiniteError(RunError):
     """Predictions or a loss that are not finite; the message names the terms."""
+
+
+def in_words(error: BaseException) -> str:
+    """An exception as a sentence for the user.
+
+    The kit's messages explain themselves; errors of the system name the file; all others come with their type.
+    """
+    text = str(error)
+    if isinstance(error, KitError):
+        return text
+    if isinstance(error, OSError) and error.errno in _REMEDIES and error.filename is not None:
+        return f"{error.filename!r}: {error.strerror}. {_REMEDIES[error.errno]}"
+    return f"{type(error).__name__}: {text}".removesuffix(": ")
+
+
+_REMEDIES = {
+    errno.ENOSPC: "Free space on that disk, then go on with --resume where a training was running.",
+    errno.EDQUOT: "Your quota there is used up; free space, then go on with --resume where a training was running.",
+    errno.EACCES: "Take a folder in which you may write, or ask for the permission.",
+    errno.EPERM: "Take a folder in which you may write, or ask for the permission.",
+    errno.EROFS: "Take a folder in which you may write.",
+    errno.ENOTDIR: "A part of that path is a file; take another folder, or move that file away.",
+    errno.EISDIR: "That is a folder; name a file.",
+    errno.ENOENT: "Correct the path.",
+    errno.EEXIST: "A file stands where a folder is wanted; take another folder, or move that file away.",
+}

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from ..data.findings import ERROR, OK, WARNING, Finding, counted
-from ..errors import KitError
+from ..errors import KitError, in_words
 from ..head import hosts
 from ..head.patch import patch_model, unpatch_model
-from .report import in_words, quiet
+from .report import quiet
 
 _OPENCV = ("opencv-python", "opencv-contrib-python", "opencv-python-headless", "opencv-contrib-python-headless")
 

@@ -10,11 +10,11 @@ from typing import Any
 from ..data.annotations import default_data_dir
 from ..data.checks import check_dataset, coco_dataset, open_data
 from ..data.findings import ERROR, OK, WARNING, Finding, some
-from ..errors import DataError, KitError
+from ..errors import DataError, KitError, in_words
 from ..exp.loading import load_exp
 from ..head.patch import stage_with
 from ..specs.config import LossConfig
-from .report import guarded, in_words, quiet
+from .report import guarded, quiet
 
 #: Images decoded to compare their size with the annotation's; a full read of a large set takes minutes.
 _SAMPLE = 50

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from loguru import logger
 
 from ..data.findings import ERROR, OK, WARNING, Finding, counted
-from ..errors import KitError
+from ..errors import KitError, in_words
 
 
 def report(findings: Iterable[Finding]) -> None:
@@ -36,12 +36,6 @@ def guarded(check: str, look: Callable[[], Iterable[Finding]]) -> Iterator[Findi
         yield from look()
     except (Exception, SystemExit) as error:  # an experiment file may call sys.exit
         yield Finding(ERROR, check, in_words(error))
-
-
-def in_words(error: BaseException) -> str:
-    """An exception as a user reads it: the kit's own messages explain themselves, others go with their kind."""
-    text = str(error)
-    return text if isinstance(error, KitError) else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
 @contextlib.contextmanager

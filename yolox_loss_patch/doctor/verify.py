@@ -19,13 +19,13 @@ from ..data.annotations import default_data_dir
 from ..data.checks import check_dataset, open_data
 from ..data.findings import ERROR, OK, WARNING, Finding
 from ..data.loader import Prefetcher, training_loader
-from ..errors import ConfigError, HostError, PatchError
+from ..errors import ConfigError, HostError, PatchError, in_words
 from ..exp.loading import load_exp
 from ..head import hosts
 from ..head.patch import find_head, patch_model, stage_of, stage_with, unpatch_model
 from ..specs.config import LossConfig
 from .environment import check_trainer
-from .report import guarded, in_words, quiet
+from .report import guarded, quiet
 
 _LOSS_OUTPUTS = ("total_loss", "iou_loss", "conf_loss", "cls_loss", "l1_loss")
 #: Batches held in memory and used in turn.
