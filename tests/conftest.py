@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ import torch
 pytest_plugins = ["plugin"]
 
 ROOT = Path(__file__).resolve().parent.parent
+# The results of the data's checks are kept between runs; those of the tests are for the tests.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="yolox-loss-patch-tests-")
 os.environ.pop("PYTHONUNBUFFERED", None)  # what the tests start writes as it does for a user, in blocks when piped
 
 EXP = """

@@ -252,8 +252,9 @@ def _run_doctor(words: list[str]) -> None:
     from .doctor.report import report
 
     parser = _experiment_parser("doctor", "What is installed, the experiment and its data, and what to do about it.")
+    parser.add_argument("--images", action="store_true", help="decode every image, which takes minutes on a large set")
     args = _parsed(parser, words)
-    report(doctor(args.exp_file, args.name, args.opts))
+    report(doctor(args.exp_file, args.name, args.opts, args.images))
 
 
 def _run_verify(words: list[str]) -> None:

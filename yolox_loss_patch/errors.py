@@ -22,7 +22,16 @@ class PatchError(KitError, RuntimeError):
 
 
 class DataError(KitError, RuntimeError):
-    """Data that cannot be trained on: a missing or unreadable file, classes that do not fit."""
+    """Data that cannot be trained on: a missing or unreadable file, classes that do not fit.
+
+    Args:
+        text: what is wrong, a sentence.
+        remedy: what to do about it.
+    """
+
+    def __init__(self, text: str, remedy: str = "") -> None:
+        super().__init__(f"{text} {remedy}".rstrip())
+        self.text, self.remedy = text, remedy
 
 
 class RunError(KitError, RuntimeError):

@@ -114,23 +114,23 @@ DATA = {
     "no categories": (edit(lambda coco: coco.pop("categories")), [], "error", ["has no 'categories'"]),
     "no bbox": (edit(lambda coco: coco["annotations"][0].pop("bbox")), [], "error", ["has no 'bbox'"]),
     "text as ids": (edit(lambda coco: coco["images"][0].update(id="a")), [], "error", ["train"]),
-    "null": (edit(lambda coco: coco.update(annotations=None)), [], "error", ["cannot make a data set of", "COCO's format"]),
+    "null": (edit(lambda coco: coco.update(annotations=None)), [], "error", ["has no list of 'annotations'", "COCO's format"]),
     "no image": (edit(lambda coco: coco.update(images=[])), [], "error", ["lists no image"]),
     "half a box": (first_box(bbox=[1, 2]), [], "error", ["the bbox of annotation 1 is [x, y, width, height]", "[1, 2]"]),
-    "words": (first_box(iscrowd="no"), [], "warning", ["not in COCO format to the letter", "line 1 column"]),
+    "words": (first_box(iscrowd="no"), [], "error", ["the iscrowd of annotation 1 is 'no'", "1 for a crowd"]),
     "few classes": (lambda folder: None, ["num_classes", "7"], "error", ["10 categories", "Set self.num_classes = 10"]),
     "many classes": (lambda folder: None, ["num_classes", "12"], "warning", ["are never learned", "self.num_classes = 10"]),
     "unlike classes": (edit(lambda coco: coco["categories"][3].update(name="x"), "val"), [], "error", ["same categories"]),
     "no image folder": (move("train2017", "images"), [], "error", ["train2017' does not exist", "DATA_DIR/train2017"]),
-    "no image file": (remove_image, [], "error", ["val: the image", "does not exist"]),
+    "no image file": (remove_image, [], "error", ["val ", "the image", "does not exist"]),
     "broken image": (spoil_image, [], "error", ["not an image that OpenCV can read"]),
-    "other size": (edit(turn_sizes), [], "error", ["(is (96, 96), annotated (128, 96))"]),
-    "zero width": (first_box(bbox=[10, 10, 0, 5]), [], "warning", ["degenerate", "Ids: ", "does not train on them"]),
-    "zero area": (first_box(area=0), [], "warning", ["zero area"]),
+    "other size": (edit(turn_sizes), [], "error", ["(is 96x96, annotated 96x128)"]),
+    "zero width": (first_box(bbox=[10, 10, 0, 5]), [], "warning", ["1 have a side of 0 (ids 1)", "not trained on"]),
+    "zero area": (first_box(area=0), [], "warning", ["1 have an area of 0 (ids 1)"]),
     "outside": (first_box(bbox=[90, 90, 60, 60]), [], "warning", ["outside the image boundary"]),
-    "orphan": (first_box(image_id=987654), [], "error", ["not present in images", "Ids: "]),
+    "orphan": (first_box(image_id=987654), [], "error", ["not present in 'images'", "(ids of the annotations: 1)"]),
     "double id": (edit(lambda coco: coco["annotations"][1].update(id=coco["annotations"][0]["id"])), [], "error",
-                  ["Duplicate annotation ID", "Number the annotations anew"]),
+                  ["1 ids of annotations repeat (1)", "Number the annotations anew"]),
     "empty images": (edit(lambda coco: coco.update(annotations=coco["annotations"][:40])), [], "warning", ["no annotation"]),
     "empty set": (edit(lambda coco: coco.update(annotations=[])), [], "error", ["nothing to learn"]),
 }  # fmt: skip
@@ -146,7 +146,7 @@ def test_broken_data(case, before, tmp_path, digits, monkeypatch, capsys):
     new = [str(finding) for finding in after if finding.level == level and finding not in before]
     assert any(all(word in line for word in words) for line in new), "\n".join(map(str, after))
     assert all(finding.remedy for finding in after if finding.level != "ok" and finding not in before)
-    assert level == "error" or case == "words" or all(finding.level != "error" for finding in after)
+    assert level == "error" or all(finding.level != "error" for finding in after)
     output = capsys.readouterr()
     assert "Traceback" not in output.err and "loading annotations" not in output.out
 

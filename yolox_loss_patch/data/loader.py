@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from ..errors import DataError
+from .images import image_fault
 
 
 def seed_everything(*numbers: int) -> None:
@@ -40,7 +41,10 @@ class _Seeded(Dataset[Any]):
         try:
             return self.dataset[index]
         except AssertionError as error:  # how YOLOX's data set says that an image cannot be read
-            raise DataError(f"An image cannot be read: {error}. Is the file there, and is it whole?") from None
+            fault = image_fault(error)
+            if fault is None:
+                raise
+            raise DataError(*fault) from None
         finally:
             if states is not None:
                 random.setstate(states[0])

@@ -15,9 +15,10 @@ import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
-from ..data.checks import check_dataset, open_data
+from ..data.checks import open_data
 from ..data.loader import Prefetcher, seed_everything, training_loader
 from ..errors import ConfigError, RunError
+from ..exp.data import check_split_of
 from ..exp.device import choose_device
 from ..exp.loading import load_exp
 from ..head.patch import find_head, patch_model, stage_of, unpatch_model
@@ -209,7 +210,7 @@ class _Trainings:
                 exp.train_ann,
                 "train_ann",
             )
-            check_dataset(self.loader.dataset, exp.num_classes, "train")
+        check_split_of(exp, self.loader.dataset, "train")
         height, width = exp.input_size
         start = f"the weights of {ckpt}" if ckpt else "random weights"
         self.where = (

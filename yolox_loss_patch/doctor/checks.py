@@ -10,13 +10,16 @@ from .experiment import check_experiment
 from .report import guarded
 
 
-def doctor(exp_file: str | None = None, name: str | None = None, opts: Sequence[str] = ()) -> Iterator[Finding]:
+def doctor(
+    exp_file: str | None = None, name: str | None = None, opts: Sequence[str] = (), images: bool = False
+) -> Iterator[Finding]:
     """Look at the environment, at YOLOX and, where one is named, at an experiment and its data.
 
     Args:
         exp_file: an experiment file.
         name: or one of YOLOX's models.
         opts: overrides of the experiment, ``["max_epoch", "50", ...]``.
+        images: decode every image of the experiment.
 
     Returns:
         The findings, as they are made. Nothing is raised: a check that cannot go on is a finding.
@@ -38,7 +41,7 @@ def doctor(exp_file: str | None = None, name: str | None = None, opts: Sequence[
         return
     yield from guarded("trainer", environment.check_trainer)
     if exp_file or name:
-        yield from guarded("experiment", lambda: check_experiment(exp_file, name, opts))
+        yield from guarded("experiment", lambda: check_experiment(exp_file, name, opts, images))
     else:
         yield Finding(
             OK, "experiment", "none named; -f EXP_FILE or -n NAME has its settings, losses, model and data checked"

@@ -16,10 +16,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..data.annotations import default_data_dir
-from ..data.checks import check_dataset, open_data
+from ..data.checks import open_data
 from ..data.findings import ERROR, OK, WARNING, Finding
 from ..data.loader import Prefetcher, training_loader
 from ..errors import ConfigError, HostError, PatchError, in_words
+from ..exp.data import check_split_of
 from ..exp.loading import load_exp
 from ..head import hosts
 from ..head.patch import find_head, patch_model, stage_of, stage_with, unpatch_model
@@ -376,7 +377,8 @@ def _batches(exp: Any, batch_size: int, count: int, device: torch.device) -> tup
                 exp.train_ann,
                 "train_ann",
             )
-            facts = check_dataset(loader.dataset, exp.num_classes, "train")
+        facts = check_split_of(exp, loader.dataset, "train")
+        with quiet():
             repeated = training_loader(loader, seed=0, rank=0, start=0, mosaic_until=sys.maxsize, pin_memory=False)
             prefetcher = Prefetcher(repeated, device)
             batches = [prefetcher.next()[:2] for _ in range(count)]

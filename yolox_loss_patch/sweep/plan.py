@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import ConfigError, RunError
 from ..exp.code import own_code
+from ..exp.data import preflight
 from ..exp.loading import load_exp
 from ..exp.overrides import override_value, setting_name
 from ..exp.settings import check_settings, loss_config, settings
@@ -21,6 +22,7 @@ from ..runs.differences import record_differences
 from ..runs.record import read_run
 from .training import PlannedTraining
 
+_DATA = ("data_dir", "train_ann", "val_ann", "num_classes", "input_size", "test_size")
 _LABEL_LENGTH = 80  # of 255 that a folder's name may have
 _CLUSTER_OPTIONS = ("partition", "gpus_per_node", "time", "cpus_per_task", "mem")
 
@@ -182,6 +184,7 @@ def planned_trainings(
 
     Raises:
         ConfigError: a combination that cannot be trained, or two of one name.
+        DataError: data that cannot be trained on.
         RunError: a folder holds another run.
     """
     if args.resume or args.start_epoch is not None:
@@ -202,6 +205,7 @@ def planned_trainings(
     common_facts = {"code": own_code(base), "starting_weights": starting_weights(args)}
     runs: list[PlannedTraining] = []
     wrong: list[str] = []
+    data_sets: dict[tuple[str, ...], Any] = {}
     for values in itertools.product(*(values for _, values in tries)):
         chosen = list(zip((key for key, _ in tries), values, strict=True))
         for seed in seeds:
@@ -222,10 +226,13 @@ def planned_trainings(
             facts = {"exp": settings(exp), "resolved_losses": losses.resolved(), "args": vars(args), **common_facts}
             wrong += _conflict(run, facts)
             runs.append(run)
+            data_sets.setdefault(tuple(str(getattr(exp, key, None)) for key in _DATA), exp)
     if wrong:
         raise RunError("\n  ".join([
             "These folders hold other runs. Choose other names with -expn NAME, or remove the folders.", *wrong
         ]))  # fmt: skip
+    for exp in data_sets.values():
+        preflight(copy.copy(exp))
     return runs, Path(common.output_dir) / f"{stem}-sweep"
 
 

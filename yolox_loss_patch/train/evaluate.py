@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from loguru import logger
 
-from ..data.checks import check_dataset, open_data
+from ..data.checks import open_data
 from ..errors import ConfigError, RunError
+from ..exp.data import check_split_of
 from ..exp.device import choose_device
 from ..exp.loading import load_exp
 from ..exp.settings import settings
@@ -76,7 +77,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, float]:
         lambda: exp.get_evaluator(args.batch_size, False, args.test, args.legacy),
         exp.data_dir, exp.test_ann if args.test else exp.val_ann, "test_ann" if args.test else "val_ann",
     )  # fmt: skip
-    data = check_dataset(host.dataloader.dataset, exp.num_classes, "val", may_be_empty=True)
+    data = check_split_of(exp, host.dataloader.dataset, "val", may_be_empty=True)
     if not hosts.is_coco_evaluator(host):
         raise RunError(f"{type(host).__name__} is not YOLOX's COCO evaluator; the kit evaluates COCO data sets.")
     if keeper is not None:

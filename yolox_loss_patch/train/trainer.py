@@ -27,10 +27,11 @@ from torch.utils.tensorboard import SummaryWriter
 from yolox.core import Trainer as HostTrainer
 from yolox.utils import MeterBuffer, ModelEMA, adjust_status, get_model_info, occupy_mem
 
-from ..data.checks import check_dataset, file_names, open_data
+from ..data.checks import file_names, open_data
 from ..data.loader import Prefetcher, seed_everything, training_loader
 from ..errors import ConfigError, KitError, NonFiniteError, RunError
 from ..exp.code import own_code
+from ..exp.data import check_split_of
 from ..exp.device import choose_device, local_rank
 from ..exp.loading import adapt, load_exp
 from ..exp.settings import check_settings, loss_config, resolved_losses, settings
@@ -372,12 +373,12 @@ class Trainer(HostTrainer):
             raise RunError(
                 f"The training set gives no batch of {args.batch_size} images a worker; lower the batch size with -b."
             )
-        data = {"train": check_dataset(loader.dataset, exp.num_classes, "train")}
+        data = {"train": check_split_of(exp, loader.dataset, "train")}
         evaluator = open_data(
             lambda: exp.get_evaluator(batch_size=args.batch_size, is_distributed=self.is_distributed),
             exp.data_dir, exp.val_ann, "val_ann",
         )  # fmt: skip
-        data["val"] = check_dataset(evaluator.dataloader.dataset, exp.num_classes, "val", may_be_empty=True)
+        data["val"] = check_split_of(exp, evaluator.dataloader.dataset, "val", may_be_empty=True)
         if hosts.is_coco_evaluator(evaluator):
             evaluator = Evaluator(evaluator, self.device)
             evaluator.host.dataloader.pin_memory = self.device.type == "cuda"
