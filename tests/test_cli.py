@@ -195,7 +195,7 @@ def test_a_verb_whose_extra_is_missing_names_the_command_that_installs_it(words,
 
 
 def test_help_and_import_do_not_wait_for_torch(tmp_path):
-    """benchmarks/import.csv has the seconds."""
+    """benchmarks/startup.csv has the seconds."""
     code = (
         "import sys, yolox_loss_patch\n"
         "from yolox_loss_patch import cli\n"

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""How long importing the kit takes after torch, and how long ``yolox-loss --help`` takes; writes import.csv.
+"""How long importing the kit takes after torch, and how long ``yolox-loss --help`` takes; writes startup.csv.
 
-    .venv/bin/python benchmarks/bench_import.py [--repeats 15] [--out benchmarks/import.csv]
+    .venv/bin/python benchmarks/startup.py [--repeats 15] [--out benchmarks/startup.csv]
 
 Every number is the median over fresh processes. Run this on a machine that does nothing else.
 """
@@ -38,9 +38,11 @@ def seconds(words):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=15, help="processes per number (15)")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "import.csv")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "startup.csv")
     args = parser.parse_args()
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
     rows = []
     for name, words in MEASURED.items():
         seconds(words)  # compiles the modules and fills the file cache
