@@ -20,8 +20,9 @@ from yolox_loss_patch.doctor.report import quiet
 from yolox_loss_patch.errors import KitError
 from yolox_loss_patch.exp.loading import load_exp
 from yolox_loss_patch.runs.checkpoint import load_checkpoint
+from yolox_loss_patch.train.checkpoints import load_weights
 from yolox_loss_patch.train.evaluator import Evaluator
-from yolox_loss_patch.train.trainer import configure, load_weights
+from yolox_loss_patch.train.seeds import prepare_process
 
 BATCH = 8
 METRICS = ("AP", "AP50", "AP75", "AP90")
@@ -64,7 +65,7 @@ def table(exp_file, checkpoints, sizes, opts):
     """
     exp = load_exp(exp_file)
     exp.merge(opts)
-    configure(seed=0)
+    prepare_process(seed=0)
     rows = []
     for path in checkpoints:
         for size in (None, *sizes):

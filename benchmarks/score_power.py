@@ -19,8 +19,9 @@ from yolox_loss_patch.errors import KitError
 from yolox_loss_patch.exp.loading import load_exp
 from yolox_loss_patch.head import hosts
 from yolox_loss_patch.runs.checkpoint import load_checkpoint
+from yolox_loss_patch.train.checkpoints import load_weights
 from yolox_loss_patch.train.evaluator import coco_metrics
-from yolox_loss_patch.train.trainer import configure, load_weights
+from yolox_loss_patch.train.seeds import prepare_process
 
 POWERS = (0.5, 1.0, 2.0, 3.0)
 
@@ -46,7 +47,7 @@ def table(exp_file, checkpoints):
     Raises:
         KitError: the experiment, the data or a checkpoint cannot be used.
     """
-    configure(seed=0)
+    prepare_process(seed=0)
     exp = load_exp(exp_file)
     with quiet():
         evaluator = open_data(lambda: exp.get_evaluator(16, False), exp.data_dir, exp.val_ann, "val_ann")

@@ -19,7 +19,7 @@ import torch
 from yolox_loss_patch.errors import KitError
 from yolox_loss_patch.exp.loading import load_exp
 from yolox_loss_patch.runs.checkpoint import load_checkpoint
-from yolox_loss_patch.train.trainer import load_weights
+from yolox_loss_patch.train.checkpoints import load_weights
 
 
 def export(exp, ckpt, out, decode, opset):

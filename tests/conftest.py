@@ -1,13 +1,17 @@
 """What the tests share: a small real data set, an experiment on it, heads with inputs, and the command line."""
 
+import contextlib
 import fcntl
 import importlib.util
+import io
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -96,6 +100,47 @@ def cli(folder, *words, check=True, python=("-m", "yolox_loss_patch"), **environ
     if check:
         assert done.returncode == 0, done.stdout + done.stderr
     return done
+
+
+def cli_here(folder, *words, check=True, **environ):
+    """As `cli`, in the test's own process: for tests in which no process boundary matters. It saves seconds."""
+    import cv2
+
+    from yolox_loss_patch.cli import main
+    from yolox_loss_patch.train.logs import log_to_screen
+
+    words = [*map(str, words)]
+    out, err = io.StringIO(), io.StringIO()
+    threads = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(1)
+    try:
+        with (
+            _inside(folder),
+            mock.patch.dict(os.environ, environ),
+            mock.patch.object(sys, "argv", ["yolox-loss", *words]),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            warnings.catch_warnings(),
+        ):
+            log_to_screen()
+            status = main(words)
+    finally:
+        torch.set_num_threads(threads[0])
+        cv2.setNumThreads(threads[1])
+    done = subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())
+    if check:
+        assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@contextlib.contextmanager
+def _inside(folder):
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 def checkpoint(folder, name="latest"):

@@ -108,7 +108,7 @@ def _host_parser(tool: str, words: list[str], verb: str | None = None, **switche
 def _run_train(words: list[str]) -> None:
     # Before the import below, which needs YOLOX.
     args = _host_parser("train", words, profile=_PROFILE)
-    from .train.trainer import run
+    from .train.start import run
 
     run(args)
 

@@ -11,7 +11,7 @@ from yolox.exp import Exp as BaseExp
 from yolox.exp.default.yolox_nano import Exp as NanoExp
 
 import yolox_loss_patch as ylp
-from yolox_loss_patch.exp.code import own_code
+from yolox_loss_patch.exp.code import user_code
 from yolox_loss_patch.exp.loading import adapt, load_exp
 from yolox_loss_patch.exp.settings import check_settings
 from yolox_loss_patch.head.patch import stage_of
@@ -209,14 +209,14 @@ class Exp(ylp.LossExp, Base):
 def test_code_is_told_apart_by_what_it_does(tmp_path):
     def code(name, **parts):
         (tmp_path / name).write_text(CODE.format(**parts))
-        return own_code(load_exp(str(tmp_path / name)))
+        return user_code(load_exp(str(tmp_path / name)))
 
     one = code("one.py", factor="1", comment="# plain")
     assert set(one) == {"preprocess()", "scale"}
     assert code("two.py", factor="1", comment="# other words") == one
     other = code("three.py", factor="2", comment="# plain")
     assert other["preprocess()"] != one["preprocess()"] and other["scale"] != one["scale"]
-    assert own_code(load_exp(None, "yolox-nano")) == {}
+    assert user_code(load_exp(None, "yolox-nano")) == {}
 
 
 def test_a_mistyped_setting_of_yolox_is_warned_of(tmp_path):

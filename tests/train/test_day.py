@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import EXP, ROOT, assert_same, checkpoint, cli, load_script
+from conftest import EXP, ROOT, assert_same, checkpoint, cli, cli_here, load_script
 
 from yolox_loss_patch.data.checks import check_dataset
 from yolox_loss_patch.errors import DataError
@@ -96,7 +96,7 @@ def test_wandb_gets_its_keys_and_the_run(day):
 @pytest.mark.slow
 def test_a_cached_run_is_the_run_and_a_stale_cache_is_refused(day):
     words = (*TRAIN, "first/tiny.py", "--cache", "-expn")
-    cli(day, *words, "cached", "loss_iou", "ciou", "max_epoch", "1")
+    cli_here(day, *words, "cached", "loss_iou", "ciou", "max_epoch", "1")
     assert_same(checkpoint(run_folder(day))["model"], checkpoint(run_folder(day, "cached"))["model"])
     cache = day / "digits" / "img_resized_cache_train2017.array"
     whole = cache.read_bytes()
@@ -130,9 +130,9 @@ def test_fine_tuning_from_a_stock_checkpoint_with_another_class_count(day):
     frozen = "        self.basic_lr_per_img = self.weight_decay = 0.0\n        self.ema = False\n"
     text = (day / "first" / "tiny.py").read_text() + "        self.loss_iou = 'giou'\n" + frozen
     (day / "second" / "tiny.py").write_text(text)
-    refused = cli(day, *TRAIN, "second/tiny.py", "-c", "80.pth", "max_epoch", "1", check=False)
+    refused = cli_here(day, *TRAIN, "second/tiny.py", "-c", "80.pth", "max_epoch", "1", check=False)
     assert refused.returncode == 2 and "another configuration" in refused.stderr and "-expn" in refused.stderr
-    done = cli(day, *TRAIN, "second/tiny.py", "-c", "80.pth", "-expn", "tuned", "max_epoch", "1")
+    done = cli_here(day, *TRAIN, "second/tiny.py", "-c", "80.pth", "-expn", "tuned", "max_epoch", "1")
     assert "another class count; trained anew: head.cls_preds.0.weight" in done.stderr
     record = json.loads((run_folder(day, "tuned") / "run.json").read_text())
     assert record["resolved_losses"]["iou"]["type"] == "giou" and record["exp"]["num_classes"] == 10
@@ -209,7 +209,9 @@ def test_onnx(day, decode):
         expected = model(torch.from_numpy(image)).numpy()
     assert got.shape == (1, 144 + 36 + 9, 15)
     np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-3)
-    done = cli(
-        day, "-f", "first/tiny.py", "-c", "nowhere.pth", check=False, python=(str(ROOT / "scripts/export_onnx.py"),)
-    )
+
+
+def test_export_onnx_without_a_checkpoint_says_so(day):
+    script = str(ROOT / "scripts/export_onnx.py")
+    done = cli(day, "-f", "first/tiny.py", "-c", "nowhere.pth", check=False, python=(script,))
     assert done.returncode == 2 and "There is no checkpoint" in done.stderr

@@ -12,12 +12,12 @@ import time
 
 import pytest
 import torch
-from conftest import EXP, assert_same, checkpoint, cli
+from conftest import EXP, assert_same, checkpoint, cli, cli_here
 
 from yolox_loss_patch.cli import main
 from yolox_loss_patch.errors import ConfigError, KitError, RunError
 from yolox_loss_patch.runs.record import fail_run, read_metrics
-from yolox_loss_patch.train import workers
+from yolox_loss_patch.train.workers.place import Place, from_torchrun
 
 TRAIN = ("train", "-f", "tiny.py", "-b", "8", "--device", "cpu")
 LOSSES = ("loss_obj.type", "varifocal", "loss_iou.type", "ciou")
@@ -95,7 +95,7 @@ def alone(tmp_path_factory, digits):
     """Three epochs in one process, each anchor of the batch counted the same, without batch norm."""
     folder = tmp_path_factory.mktemp("alone")
     exp_file(folder, digits, CRASH, GROUP_NORM)
-    cli(folder, *TRAIN, *LOSSES, *GLOBAL, "max_epoch", "3")
+    cli_here(folder, *TRAIN, *LOSSES, *GLOBAL, "max_epoch", "3")
     assert record(folder)["workers"] == 1
     return folder
 
@@ -138,7 +138,7 @@ def test_a_run_goes_on_with_another_number_of_workers(alone, work, digits):
     assert "rank 1 was ended by SIGKILL" in done.stderr and "Traceback" not in done.stderr
     assert record(work)["status"] == "failed" and "rank 1 was ended by SIGKILL" in record(work)["error"]
     assert "another number of workers (before 1, now 2)" in (run_folder(work) / "train_log.txt").read_text()
-    done = cli(work, *TRAIN, "--resume", *words)
+    done = cli_here(work, *TRAIN, "--resume", *words)
     assert "another number of workers (before 2, now 1)" in done.stderr and "resumed exactly" not in done.stderr
     assert [part["workers"] for part in record(work)["resumed"]] == [1, 2]
     assert_follows(work, alone)
@@ -251,8 +251,8 @@ ENV = {
     "env,args,answer",
     [
         ({}, {}, None),
-        (ENV, {}, workers.Place(3, 4, 1, 2)),
-        (ENV, {"devices": 2}, workers.Place(3, 4, 1, 2)),
+        (ENV, {}, Place(3, 4, 1, 2)),
+        (ENV, {"devices": 2}, Place(3, 4, 1, 2)),
         ({"WORLD_SIZE": "4"}, {}, None),  # a cluster's own
         ({"RANK": "0", "WORLD_SIZE": "1"}, {"devices": 2}, None),  # a cluster's single process may spawn workers
         (
@@ -274,10 +274,10 @@ def test_torchruns_environment(monkeypatch, env, args, answer):
         monkeypatch.setenv(name, value)
     if isinstance(answer, tuple):
         with pytest.raises(answer[0], match=re.escape(answer[1])) as caught:
-            workers.from_torchrun(arguments(**args))
+            from_torchrun(arguments(**args))
         assert isinstance(caught.value, KitError)
     else:
-        assert workers.from_torchrun(arguments(**args)) == answer
+        assert from_torchrun(arguments(**args)) == answer
 
 
 @pytest.mark.slow
@@ -285,13 +285,12 @@ def test_a_process_that_hangs_although_another_is_lost_is_ended():
     """As nccl may do: the main thread never comes back from its collective."""
     code = """
 import os, socket, subprocess, sys, time
-from yolox_loss_patch import workers
-from yolox_loss_patch.cli import main
+from yolox_loss_patch.train.workers import team
 other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-workers.dist.get_rank, workers.dist.get_world_size = lambda: 0, lambda: 2
-workers.gather = lambda mine: [mine, (other.pid, socket.gethostname())]
-workers.PATIENCE = 0.5
-with workers.Team(None).watch(lambda text: print("lost:", text, flush=True)):
+team.dist.get_rank, team.dist.get_world_size = lambda: 0, lambda: 2
+team.gather = lambda mine: [mine, (other.pid, socket.gethostname())]
+team.PATIENCE = 0.5
+with team.Team(None).watch(lambda text: print("lost:", text, flush=True)):
     time.sleep(2.5)
     print("together", flush=True)
     other.kill()

@@ -30,7 +30,8 @@ from ..runs.record import GRADIENT_COLUMNS
 from ..specs.config import LossConfig
 from ..specs.registry import LOSSES
 from ..specs.resolve import resolve
-from ..train.trainer import configure, load_weights
+from ..train.checkpoints import load_weights
+from ..train.seeds import prepare_process
 from .report import quiet
 from .verify import fresh_optimizer
 
@@ -196,7 +197,7 @@ class _Trainings:
     def __init__(self, exp: Any, steps: int, batch_size: int, device: torch.device, ckpt: str | None) -> None:
         self.exp, self.steps, self.batch_size, self.device = exp, steps, batch_size, device
         self.seed = exp.seed if exp.seed is not None else 0
-        configure(self.seed)
+        prepare_process(self.seed)
         with quiet():
             self.model = exp.get_model()
         if ckpt is not None:

@@ -89,7 +89,7 @@ def verify(
         yield from missing
         return
     from ..exp.device import choose_device
-    from ..train.trainer import configure  # needs all that was just looked for
+    from ..train.seeds import prepare_process  # needs all that was just looked for
 
     try:
         exp = load_exp(exp_file, name or (None if exp_file else "yolox-nano"))
@@ -97,7 +97,7 @@ def verify(
         raise HostError(f"This YOLOX has no experiment files to verify: {error}. {hosts.INSTALL}") from error
     exp.merge(opts)
     where = choose_device(device)
-    configure(seed=0)
+    prepare_process(seed=0)
     with _deterministic(where):
         yield from guarded("verify", lambda: _verify(exp, steps, batch_size, where))
     yield Finding(OK, "time", f"{time.perf_counter() - started:.0f} s in all")

@@ -51,7 +51,7 @@ def load_exp(exp_file: str | None = None, name: str | None = None) -> Any:
         # A file that does not name its run would share a folder such as "yolox_base" with every other.
         if not _names_its_run(path):
             exp.exp_name = path.stem
-        _warn_of_strangers(exp)
+        _warn_of_mistyped_settings(exp)
     elif name is not None:
         stem = name.replace("-", "_")
         folder = Path(next(iter(importlib.import_module("yolox.exp.default").__path__)))
@@ -76,7 +76,7 @@ def _names_its_run(path: Path) -> bool:
     return any("exp_name" in (getattr(node, name, None) for name in ("attr", "id", "value")) for node in nodes)
 
 
-def _warn_of_strangers(exp: Any) -> None:
+def _warn_of_mistyped_settings(exp: Any) -> None:
     """Say which settings of an experiment YOLOX will not read because they are mistyped, as ``max_epochs`` is."""
     known = {*dir(hosts.exp_class()()), *OPTIONAL}
     for name in vars(exp):

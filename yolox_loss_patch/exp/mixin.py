@@ -1,4 +1,4 @@
-"""Experiment files: the mix-in that makes losses a setting, strict overrides, and loading."""
+"""The mix-ins for experiment files and config classes: losses as settings, the patched model, the kit's trainer."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class LossExp:
         return patch_from_exp(super().get_model(*args, **kwargs), self)  # type: ignore[misc]
 
     def get_trainer(self, args: Any) -> Any:
-        """The kit's trainer, which runs on any device; a trainer of the base's own is left in its place."""
+        """The kit's trainer, which runs on any device; where the base has a trainer of its own, that one."""
         inherited = getattr(super(), "get_trainer", None)
         if inherited is not None and inherited.__func__ is not getattr(hosts.exp_class(), "get_trainer", None):
             return inherited(args)
@@ -179,7 +179,3 @@ def patch_from_exp(model: Any, exp: Any) -> Any:
     if stage is not None and weigh is not None:
         stage.element_weights = ElementWeights(weigh)
     return model
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Loading.

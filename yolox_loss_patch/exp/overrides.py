@@ -34,7 +34,7 @@ def merge(exp: Any, cfg_list: Sequence[Any]) -> None:
         head, _, knob = key.partition(".")
         head = ALIASES.get(head, head)
         if head in KEYS:
-            changes[head] = _spec(head, knob, changes.get(head, _spec_now(exp, head)), value)
+            changes[head] = _spec(head, knob, changes.get(head, _current_spec(exp, head)), value)
             continue
         if not is_setting(exp, key):
             keys = [*KEYS, *_settings(exp)]
@@ -43,9 +43,9 @@ def merge(exp: Any, cfg_list: Sequence[Any]) -> None:
             )
         changes[key] = _convert(key, getattr(exp, key, None), value)
     if any(key in changes for key in SETTINGS):
-        specs = {key: changes[key] if key in changes else _spec_now(exp, key) for key in SETTINGS}
+        specs = {key: changes[key] if key in changes else _current_spec(exp, key) for key in SETTINGS}
         LossConfig.from_specs({key: spec for key, spec in specs.items() if spec is not None})
-        _warn_of_heirs(exp, changes, [key for key, _ in pairs])
+        _warn_of_inherited_knobs(exp, changes, [key for key, _ in pairs])
     for key, value in changes.items():
         setattr(exp, key, value)
     for alias, key in ALIASES.items():
@@ -53,16 +53,16 @@ def merge(exp: Any, cfg_list: Sequence[Any]) -> None:
             setattr(exp, alias, changes[key])
 
 
-def _warn_of_heirs(exp: Any, changes: Mapping[str, Any], words: Sequence[str]) -> None:
-    """Say which knobs of a loss went over to the one that took its place by ``loss_obj.type varifocal``."""
+def _warn_of_inherited_knobs(exp: Any, changes: Mapping[str, Any], words: Sequence[str]) -> None:
+    """Warn of knobs that a loss takes over from the loss before it, after ``loss_obj.type varifocal``."""
     for key in KEYS:
-        now, new = _spec_now(exp, key), changes.get(key)
+        now, new = _current_spec(exp, key), changes.get(key)
         if not (isinstance(now, Mapping) and isinstance(new, Mapping)) or now.get("type") == new.get("type"):
             continue
         names = [key, *(alias for alias, name in ALIASES.items() if name == key)]
-        said = {word.partition(".")[2] for word in words if word.partition(".")[0] in names}  # "": the loss as a whole
-        kept = [f"{knob}={value!r}" for knob, value in now.items() if knob not in said]
-        if kept and "" not in said:
+        given = {word.partition(".")[2] for word in words if word.partition(".")[0] in names}  # "": the loss as a whole
+        kept = [f"{knob}={value!r}" for knob, value in now.items() if knob not in given]
+        if kept and "" not in given:
             logger.warning(
                 f"{key}.type {new['type']} takes the place of {now.get('type')} and keeps its {', '.join(kept)}. "
                 f"For the defaults of {new['type']} write {key} {new['type']}."
@@ -75,7 +75,7 @@ def _settings(exp: Any) -> list[str]:
 
 
 def setting_name(key: str) -> str:
-    """The key of an override by its one name: ``loss_bbox.type`` is ``loss_iou.type``."""
+    """The key of an override without aliases: ``loss_bbox.type`` is ``loss_iou.type``."""
     head, dot, knob = key.partition(".")
     return f"{ALIASES.get(head, head)}{dot}{knob}"
 
@@ -92,7 +92,7 @@ def override_value(text: str) -> Any:
     return _WORDS[text.lower()] if text.lower() in ("true", "false") else literal(text)
 
 
-def _spec_now(exp: Any, key: str) -> Any:
+def _current_spec(exp: Any, key: str) -> Any:
     """The spec that the experiment has now, by whichever name it was set."""
     aliases = [getattr(exp, alias, None) for alias, name in ALIASES.items() if name == key]
     return next((spec for spec in aliases if spec is not None), getattr(exp, key, None))

@@ -25,7 +25,7 @@ def training_sizes(exp: Mapping[str, Any]) -> list[int] | None:
 
 
 def code_differences(first: Mapping[str, str], second: Mapping[str, str]) -> list[str]:
-    """The methods, functions and classes whose code differs, of two tables of `yolox_loss_patch.exp.code.own_code`.
+    """The methods, functions and classes whose code differs, of two tables of `yolox_loss_patch.exp.code.user_code`.
 
     A function or class that stands in a single table counts through the methods that use it.
     """

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, RunError
-from ..exp.code import own_code
+from ..exp.code import user_code
 from ..exp.data import preflight
 from ..exp.loading import load_exp
 from ..exp.overrides import override_value, setting_name
@@ -202,7 +202,7 @@ def planned_trainings(
     common.merge(args.opts)
     stem = args.experiment_name or common.exp_name
     flags = _without_name(flags)
-    common_facts = {"code": own_code(base), "starting_weights": starting_weights(args)}
+    common_facts = {"code": user_code(base), "starting_weights": starting_weights(args)}
     runs: list[PlannedTraining] = []
     wrong: list[str] = []
     data_sets: dict[tuple[str, ...], Any] = {}

@@ -26,8 +26,9 @@ from ..runs.record import (
     write_evaluation,
     write_predictions,
 )
+from .checkpoints import load_weights
 from .evaluator import Evaluator
-from .trainer import configure, load_weights
+from .seeds import prepare_process
 
 # What moves an evaluation besides weights and data.
 _EVALUATION = ("test_conf", "nmsthre", "test_size")
@@ -52,7 +53,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, float]:
         )
     exp = load_exp(args.exp_file, args.name)
     exp.merge(args.opts)
-    configure(args.seed)
+    prepare_process(args.seed)
     device = choose_device(args.device)
     if args.fp16 and device.type != "cuda":
         logger.warning(f"--fp16 evaluates in half precision on CUDA; on {device.type} this is full precision.")
