@@ -19,7 +19,7 @@ train() {
     [ -e "YOLOX_outputs/$name/latest_ckpt.pth" ] && resume=(--resume)
     echo "== training $name ${resume[*]:-}"
     # Without the prefix nobody could tell the two apart; the table of settings is in the run's train_log.txt.
-    "$python" -u -m yolox_loss_patch train -f "exps/$name.py" -b 8 "${resume[@]}" 2>&1 |
+    "$python" -u -m yolox_loss_patch train -f "exps/$name.py" -b 8 ${resume[@]+"${resume[@]}"} 2>&1 |
         grep --line-buffered -E "epoch|AP|error|Error|WARNING|images|Saved" | sed -u "s/^/[${name#digits_}] /"
 }
 
