@@ -75,7 +75,7 @@ class Boxes:
             (*item["bbox"], item["area"], bool(item.get("iscrowd")), item["category_id"], item["image_id"])
             for item in annotations
         ]
-        table = np.array(rows, dtype=np.float64).reshape(-1, 8)
+        table: Floats = np.array(rows, dtype=np.float64).reshape(-1, 8)
         keys, known = self._keys(table[:, 6], table[:, 7])
         table, keys = table[known], keys[known]
         order = np.argsort(keys, kind="stable")
