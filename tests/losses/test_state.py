@@ -191,7 +191,7 @@ def test_random_sampler(num, fraction, bound, foreground, drawn):
     for image, count in enumerate(foreground):
         mask[image, torch.randperm(100)[:count]] = True
     sampler = RandomSampler(num, fraction, bound)
-    one, two = sampler(mask), sampler(mask)
+    one, two = sampler(mask, ~mask), sampler(mask, ~mask)
     for sample in (one, two):
         assert set(sample.unique().tolist()) <= {0.0, 1.0}
         got = [(int(row[image].sum()), int(row[~image].sum())) for row, image in zip(sample, mask, strict=True)]

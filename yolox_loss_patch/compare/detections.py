@@ -86,8 +86,15 @@ class Truth:
         # What is compared are boxes; masks would only take memory.
         boxes = [{key: value for key, value in item.items() if key != "segmentation"} for item in coco["annotations"]]
         self.images: list[dict[str, Any]] = coco["images"]
-        self.categories: list[dict[str, Any]] = coco["categories"]
-        self.annotations: list[dict[str, Any]] = boxes
+        # What the runs ignored is a crowd of every class, in which a detection is neither right nor wrong.
+        ignored = [item["id"] for item in coco["categories"] if item["name"] in data.get("ignored_classes", ())]
+        self.categories: list[dict[str, Any]] = [item for item in coco["categories"] if item["id"] not in ignored]
+        self.annotations: list[dict[str, Any]] = [item for item in boxes if item["category_id"] not in ignored] + [
+            {**item, "category_id": category["id"], "iscrowd": 1}
+            for item in boxes
+            if item["category_id"] in ignored
+            for category in self.categories
+        ]
         self._coco = hotcoco.COCO(self._repeated(1))
 
     def _repeated(self, times: int) -> dict[str, Any]:

@@ -265,7 +265,7 @@ def _check_boxes(coco: dict[str, Any], split: str, input_size: tuple[int, int]) 
     scale = np.minimum(input_size[0] / size[:, 1], input_size[1] / size[:, 0]) if len(size) else np.zeros(0)
     clipped = high - low
     reasons: dict[str, Any] = {
-        "are crowds, which YOLOX takes for background": crowd,
+        "are crowds, which YOLOX takes for background without ignore_crowd": crowd,
         "have an area of 0": area <= 0,
         "have a side of 0": (boxes[:, 2:] <= 0).any(1),
         "lie outside their image": (clipped < 0).any(1),

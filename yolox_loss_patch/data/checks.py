@@ -19,6 +19,7 @@ from .findings import ERROR, WARNING, Finding, some
 from .images import image_fault
 from .preflight import check_split
 
+_PER_CATEGORY = ("categories", "category_ids", "boxes_per_category")
 #: Share of a training set's boxes that mosaics may lose before that is told.
 _LOST_IN_MOSAICS = 0.01
 
@@ -158,7 +159,7 @@ def inspect_dataset(
     findings, facts = check_split(path, folder, split, tuple(coco_set.img_size))
     if not facts:
         return findings, {}
-    facts = {"file": str(path.resolve()), "image_folder": str(folder.resolve()), **facts}
+    facts = {"file": str(path.resolve()), "image_folder": str(folder.resolve()), **_without_ignored(facts, coco_set)}
     findings = [*findings, *_check_classes(facts, path, num_classes, split)]
     if not facts["boxes_kept"]:
         if may_be_empty:
@@ -195,6 +196,18 @@ def inspect_dataset(
             )
     findings += _check_label_count(dataset, facts, split)
     return findings, facts
+
+
+def _without_ignored(facts: dict[str, Any], coco_set: Any) -> dict[str, Any]:
+    """The facts of an annotation file without the classes that its data set ignores, and what it ignores instead."""
+    if hasattr(coco_set, "ignored_regions"):
+        facts = {**facts, "ignored_regions": sum(coco_set.ignored_regions)}
+    ignored = getattr(coco_set, "ignored_classes", ())
+    if not ignored:
+        return facts
+    kept = [number for number, name in enumerate(facts["categories"]) if name not in ignored]
+    per_class = {key: [facts[key][number] for number in kept] for key in _PER_CATEGORY}
+    return {**facts, **per_class, "boxes_kept": sum(per_class["boxes_per_category"]), "ignored_classes": list(ignored)}
 
 
 def _check_classes(facts: dict[str, Any], path: Path, num_classes: int, split: str) -> Iterator[Finding]:
@@ -257,10 +270,11 @@ def check_dataset(dataset: Any, num_classes: int, split: str, may_be_empty: bool
     refuse(findings)
     if facts:
         check_image_cache(coco_dataset(dataset), split)
+        more = f", {facts['ignored_regions']} ignored regions" if "ignored_regions" in facts else ""
         logger.info(
             f"{split}: {facts['images']} images ({facts['images_without_boxes']} without boxes), {facts['boxes']} boxes "
             f"({facts['boxes_of_zero_size']} of zero size, {facts['boxes_with_centre_outside']} with the centre outside the "
-            f"image), {len(facts['categories'])} categories"
+            f"image), {len(facts['categories'])} categories{more}"
         )
     return {key: value for key, value in facts.items() if key not in ("boxes_per_image", "boxes_per_category")}
 

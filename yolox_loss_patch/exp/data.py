@@ -7,6 +7,7 @@ from typing import Any
 from ..data.annotations import annotation_path, read_categories
 from ..data.checks import check_dataset, compare_categories, open_data, refuse
 from ..data.findings import Finding
+from ..data.ignored import IgnoreSettings
 
 
 def other_categories(exp: Any, split: str) -> list[tuple[int, str]] | None:
@@ -34,6 +35,8 @@ def category_findings(exp: Any, facts: dict[str, Any], split: str) -> list[Findi
     other = other_categories(exp, split) if facts else None
     if other is None:
         return []
+    ignored = IgnoreSettings.from_exp(exp).classes
+    other = [(number, name) for number, name in other if name not in ignored]
     here = list(zip(facts["category_ids"], facts["categories"], strict=True))
     return compare_categories(here, other) if split == "train" else compare_categories(other, here)
 

@@ -18,8 +18,8 @@ from ..errors import ConfigError
 from ..head import hosts
 from ..specs.config import LossConfig
 from ..specs.knobs import nearest
-from .mixin import LossConfigMixin, LossExp
-from .overrides import OPTIONAL, SETTINGS
+from .mixin import LossConfigMixin, LossExp, show_settings
+from .overrides import DATA_SETTINGS, OPTIONAL, SETTINGS
 
 
 def load_exp(exp_file: str | None = None, name: str | None = None) -> Any:
@@ -78,7 +78,7 @@ def _names_its_run(path: Path) -> bool:
 
 def _warn_of_mistyped_settings(exp: Any) -> None:
     """Say which settings of an experiment YOLOX will not read because they are mistyped, as ``max_epochs`` is."""
-    known = {*dir(hosts.exp_class()()), *OPTIONAL}
+    known = {*dir(hosts.exp_class()()), *OPTIONAL, *DATA_SETTINGS}
     for name in vars(exp):
         match = difflib.get_close_matches(name, known, 1, 0.9)
         if name not in known and not name.startswith("_") and match and match[0] not in SETTINGS:
@@ -133,8 +133,7 @@ def adapt(exp: Any) -> Any:
         cls = type(exp)
         mixin = LossConfigMixin if hosts.has_config_classes() else LossExp
         exp.__class__ = type(cls.__name__, (mixin, cls), {"__module__": cls.__module__, "__doc__": cls.__doc__})
-        for key in SETTINGS:
-            setattr(exp, key, getattr(exp, key))
+        show_settings(exp)
     return exp
 
 

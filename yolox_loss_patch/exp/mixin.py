@@ -9,12 +9,13 @@ from typing import Any
 from loguru import logger
 
 from .. import wiring
-from ..errors import KitError
+from ..data.ignored import IGNORE_KEYS, IgnoreSettings, ignore_in_evaluation, ignore_in_training
+from ..errors import ConfigError, KitError
 from ..head import hosts
 from ..head.patch import patch_model, stage_of, unpatch_model
 from ..head.weights import ElementWeights
 from ..specs.config import LossConfig
-from .overrides import SETTINGS, merge
+from .overrides import DATA_SETTINGS, SETTINGS, merge
 
 
 class LossExp:
@@ -24,6 +25,11 @@ class LossExp:
         loss_obj, loss_cls, loss_iou, loss_l1: a name or a dict with ``type`` and knobs; stock YOLOX by default.
             ``loss_bbox`` is another name of ``loss_iou``.
         loss_assign: ``auto``, ``fast`` or ``host``, see `LossConfig`.
+        ignore_crowd: True: annotations with ``iscrowd: 1`` or ``ignore: 1`` are ignored regions. An anchor that lies in
+            one and learns no box is no background: its objectness has weight 0. False: YOLOX's own, which trains what
+            they cover as background.
+        ignore_classes: names of categories whose annotations are such regions, as ``["ignored regions", "others"]`` of
+            VisDrone; ``num_classes`` does not count them.
 
     A method ``loss_weights(self, assignment)`` of the experiment weighs the elements of each batch: it gets an
     `yolox_loss_patch.head.assign.Assignment` and returns a dict (or None) with any of ``label_weights`` ``(num_fg,)`` or
@@ -39,12 +45,13 @@ class LossExp:
     loss_iou: Any = "iou"
     loss_l1: Any = "l1"
     loss_assign: str = "auto"
+    ignore_crowd: bool = False
+    ignore_classes: Sequence[str] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # Into the instance, because YOLOX prints and overrides what stands there; a subclass may have set them already.
-        for key in SETTINGS:
-            setattr(self, key, getattr(self, key))
+        show_settings(self)
 
     def get_model(self, *args: Any, **kwargs: Any) -> Any:
         """The base's model with the losses of this experiment."""
@@ -64,14 +71,24 @@ class LossExp:
             raise SystemExit(1) from error
 
     def get_data_loader(self, *args: Any, **kwargs: Any) -> Any:
-        """The base's loader; with ``--cache``, of cached images.
+        """The base's loader; with ``--cache``, of cached images; with the ignored regions in the labels.
 
         YOLOX main leaves it to its ``tools.train`` to make the cached data set, and stops here when nobody did.
         """
         cache = kwargs.get("cache_img")
         if cache and getattr(self, "dataset", ...) is None:
             self.dataset = self.get_dataset(cache=True, cache_type=cache)  # type: ignore[attr-defined]
-        return super().get_data_loader(*args, **kwargs)  # type: ignore[misc]
+        ignored = IgnoreSettings.from_exp(self)
+        loader = super().get_data_loader(*args, **kwargs)  # type: ignore[misc]
+        if ignored:
+            ignore_in_training(loader.dataset, ignored)
+        return loader
+
+    def get_eval_loader(self, *args: Any, **kwargs: Any) -> Any:
+        """The base's loader of the validation set, without ``ignore_classes`` among its classes."""
+        loader = super().get_eval_loader(*args, **kwargs)  # type: ignore[misc]
+        ignore_in_evaluation(loader.dataset, IgnoreSettings.from_exp(self))
+        return loader
 
     def random_resize(self, data_loader: Any, epoch: int, rank: int, is_distributed: bool) -> Any:
         """The base's next multi-scale input size (height, width).
@@ -119,7 +136,7 @@ class LossConfigMixin(LossExp):
 
     def __repr__(self) -> str:
         """The host's, which shows the fields of YOLOX only, with the losses."""
-        losses = ", ".join(f"{key}={getattr(self, key)!r}" for key in SETTINGS)
+        losses = ", ".join(f"{key}={getattr(self, key)!r}" for key in (*SETTINGS, *DATA_SETTINGS) if key in vars(self))
         return f"{super().__repr__().removesuffix(')')}, {losses})"
 
     @property
@@ -156,6 +173,15 @@ class LossConfigMixin(LossExp):
         return super().random_resize(data_loader, epoch, rank, is_distributed)
 
 
+def show_settings(exp: Any) -> None:
+    """Put the kit's settings into an experiment itself where they stand on its class: what stands there is recorded."""
+    for key in SETTINGS:
+        setattr(exp, key, getattr(exp, key))
+    for key in DATA_SETTINGS:
+        if getattr(exp, key) != getattr(LossExp, key):  # the record of a run without them stays as it was
+            setattr(exp, key, getattr(exp, key))
+
+
 def patch_from_exp(model: Any, exp: Any) -> Any:
     """Give a model the losses and the element weights of an experiment, whatever losses of the kit it has.
 
@@ -170,6 +196,12 @@ def patch_from_exp(model: Any, exp: Any) -> Any:
         ConfigError, PatchError, HostError: as `LossConfig.from_exp` and `patch_model`.
     """
     config = LossConfig.from_exp(exp)
+    ignored = IgnoreSettings.from_exp(exp)
+    if ignored and not isinstance(exp, LossExp):
+        raise ConfigError(
+            f"{type(exp).__name__} sets {' or '.join(IGNORE_KEYS)}, but its data loader puts no regions into the labels. "
+            "Write class Exp(LossExp, BaseExp), whose loader does; or leave them out."
+        )
     stage = stage_of(model)
     if stage is not None and stage.config != config:
         unpatch_model(model)  # YOLOX keeps the model on the experiment; the experiment was changed since
@@ -178,4 +210,6 @@ def patch_from_exp(model: Any, exp: Any) -> Any:
     weigh = getattr(exp, "loss_weights", None)
     if stage is not None and weigh is not None:
         stage.element_weights = ElementWeights(weigh)
+    if stage is not None:
+        stage.ignores_regions = bool(ignored)
     return model

@@ -8,6 +8,7 @@ from typing import Any
 
 from loguru import logger
 
+from ..data.ignored import IGNORE_KEYS
 from ..errors import ConfigError
 from ..specs.config import ALIASES, KEYS, LossConfig
 from ..specs.knobs import nearest
@@ -16,6 +17,8 @@ from ..specs.plain import as_python, literal
 # Settings that YOLOX reads although its own Exp does not set them.
 OPTIONAL = ("random_size",)
 SETTINGS = (*KEYS, "loss_assign")
+# Settings of the kit that change the data; an experiment that leaves them at their default does not show them.
+DATA_SETTINGS = IGNORE_KEYS
 _WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
@@ -130,7 +133,7 @@ def _convert(key: str, old: Any, value: Any) -> Any:
     if isinstance(old, (str, Path)):
         return type(old)(value)
     new = literal(value)
-    if old is None:
+    if old is None or key == "ignore_classes":  # however many names there were
         return new
     if isinstance(old, (int, float)):
         if isinstance(new, bool) or not isinstance(new, (int, float)):

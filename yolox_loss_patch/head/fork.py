@@ -31,8 +31,8 @@ from .stage import LossStage, non_finite
 PREDICTIONS = {"iou": "bbox_preds", "obj": "obj_preds", "cls": "cls_preds"}
 _UNAVAILABLE = (
     "Not available, because it makes the targets itself: objectness targets from the IoU (target='iou'), samplers, "
-    "loss_weights. Not available, because it divides the terms itself: avg_factor other than num_fg, reduction='sum', the "
-    "losses that average over their set ("
+    "loss_weights, ignored regions. Not available, because it divides the terms itself: avg_factor other than num_fg, "
+    "reduction='sum', the losses that average over their set ("
     + ", ".join(sorted({name for _, name, loss in kit_losses() if loss.whole_set}))
     + "). Not available, because it calls its own assigner: the fast label assignment."
 )
@@ -142,10 +142,12 @@ class ForkStage(LossStage):
 
         Raises:
             HostError: it does not call the loss modules in YOLOX's order, with YOLOX's shapes.
-            ConfigError: the experiment has ``loss_weights``.
+            ConfigError: the experiment has ``loss_weights`` or ignores regions.
         """
         if self.element_weights is not None:
             raise ConfigError(f"loss_weights cannot be had here: {self.where()} is a fork's. {_UNAVAILABLE}")
+        if self.ignores_regions:
+            raise ConfigError(f"Ignored regions cannot be had here: {self.where()} is a fork's. {_UNAVAILABLE}")
         inputs = inspect.signature(self.original).bind(head, *args, **kwargs).arguments
         calls = _LossCalls(self, head, inputs["imgs"], inputs["outputs"])
         # On the instance, where they hide the modules without taking their place: state_dict and children stay.

@@ -23,11 +23,11 @@ class RandomSampler:
     pos_fraction: float
     neg_pos_ub: float
 
-    def __call__(self, foreground: Tensor) -> Tensor:
+    def __call__(self, foreground: Tensor, background: Tensor) -> Tensor:
         """Draw the anchors of a batch.
 
         Args:
-            foreground: ``(B, A)`` bool, True on foreground.
+            foreground, background: ``(B, A)`` bool; an anchor that is neither is never drawn.
 
         Returns:
             ``(B, A)`` fp32: 1 for the anchors drawn, 0 for the others.
@@ -37,7 +37,7 @@ class RandomSampler:
         negative = self.num - positive
         if self.neg_pos_ub >= 0:
             negative = torch.minimum(negative, (self.neg_pos_ub * positive.clamp(min=1)).long())
-        drawn = self._draw(noise, foreground, positive) | self._draw(noise, ~foreground, negative)
+        drawn = self._draw(noise, foreground, positive) | self._draw(noise, background, negative)
         return drawn.to(noise.dtype)
 
     def _draw(self, noise: Tensor, among: Tensor, count: Tensor) -> Tensor:

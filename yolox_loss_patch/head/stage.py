@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..specs.config import LossConfig
 from ..specs.registry import TERMS
 from . import hosts
 from .assign import Assignment, Rule, fast_assign, host_assign
+from .ignored import covered_by_regions, split_regions
 from .sampler import RandomSampler
 from .statistics import add_gradients, foreground_statistics
 from .targets import cls_targets, l1_targets, obj_targets, split_outputs
@@ -39,6 +41,7 @@ class LossStage:
         asked: the terms whose loss is not the default.
         losses: term -> its loss module.
         element_weights: the experiment's weights of the elements, None without.
+        ignores_regions: whether labels of class -1 are ignored regions; else there are none.
         l1_is_scheduled: whether the trainer turns the L1 term on in the epoch of ``start_epoch``.
         collect: whether to fill ``stats`` and ``gradients``.
         stats: of the last batch, see `foreground_statistics`.
@@ -65,6 +68,7 @@ class LossStage:
         self.l1_start = resolved["l1"]["start_epoch"]
         self.l1_is_scheduled = False
         self.element_weights: ElementWeights | None = None
+        self.ignores_regions = False
         self.collect = False
         self.stats: dict[str, Tensor | int] = {}
         self.gradients: dict[str, Tensor] = {}
@@ -88,7 +92,8 @@ class LossStage:
             head: the ``YOLOXHead`` whose outputs these are.
             imgs: ``(B, 3, H, W)``.
             x_shifts, y_shifts, expanded_strides: one ``(1, A_level)`` per level: cell indices, and strides in px.
-            labels: ``(B, M, 5)``: class, cx, cy, w, h in px, rows of zeros after the last box.
+            labels: ``(B, M, 5)``: class, cx, cy, w, h in px, rows of zeros after the last box; with ``ignores_regions``
+                the regions between the two, with class -1.
             outputs: ``(B, A, 5 + C)``: decoded box in px, objectness and class logits.
             origin_preds: one ``(B, A_level, 4)`` per level: offsets before decoding; used when the head's ``use_l1`` is
                 on.
@@ -129,7 +134,7 @@ class LossStage:
         box_weights = weights.get("bbox_weights")
         boxes, obj_logits, cls_logits = split_outputs(outputs, rows)
         loss_iou = hosts.BOX_WEIGHT * term("iou", boxes, assignment.boxes, box_weights)
-        obj_weights = self._sampled(assignment, len(outputs), weights.get("obj_weights"))
+        obj_weights = self._obj_weights(assignment, len(outputs), weights.get("obj_weights"))
         loss_obj = term("obj", obj_logits, obj_targets(assignment, rows, self.obj_target), obj_weights)
         loss_cls = term("cls", cls_logits, cls_targets(assignment, head.num_classes), weights.get("label_weights"))
         loss_l1: Tensor | float = 0.0
@@ -166,12 +171,21 @@ class LossStage:
                 "Train with it, or leave start_epoch out and set the head's use_l1 yourself."
             )
 
-    def _assign(self, head: Any, imgs: Tensor, outputs: Tensor, **anchors: Tensor) -> Assignment:
-        """The matches of a batch, by the kit's assigner or by the host's.
+    def _assign(self, head: Any, imgs: Tensor, outputs: Tensor, labels: Tensor, **anchors: Tensor) -> Assignment:
+        """The matches of a batch, by the kit's assigner or by the host's, and the anchors in ignored regions.
 
         Raises:
             NonFiniteError: the assignment failed, and predictions are not finite.
         """
+        if self.ignores_regions:
+            boxes, is_region = split_regions(labels)
+            assignment = self._assign_boxes(head, imgs, outputs, labels=boxes, **anchors)
+            covered = covered_by_regions(outputs.detach()[:, :, :4], labels, is_region)
+            assignment.ignored = covered.flatten() & ~assignment.fg_mask
+            return assignment
+        return self._assign_boxes(head, imgs, outputs, labels=labels, **anchors)
+
+    def _assign_boxes(self, head: Any, imgs: Tensor, outputs: Tensor, **anchors: Tensor) -> Assignment:
         scene: dict[str, Any] = {
             "bbox_preds": outputs[:, :, :4],
             "obj_preds": outputs[:, :, 4:5],
@@ -216,12 +230,16 @@ class LossStage:
             numbers["global"] = (everywhere / number_of_ranks()).clamp(min=1)
         return {term: numbers[self.avg_factor[term]] if self.divided[term] else None for term in TERMS}
 
-    def _sampled(self, assignment: Assignment, batch: int, weights: Tensor | None) -> Tensor | None:
-        """The objectness term's weights ``(B*A, 1)``, 0 where the sampler did not draw the anchor."""
+    def _obj_weights(self, assignment: Assignment, batch: int, weights: Tensor | None) -> Tensor | None:
+        """The objectness term's weights ``(B*A, 1)``, 0 where an anchor is ignored or the sampler did not draw it."""
+        factors = [] if weights is None else [weights.view(-1)]
+        foreground, ignored = assignment.fg_mask, assignment.ignored
+        if ignored is not None:
+            factors.append((~ignored).to(assignment.ious.dtype))
         if self.sampler is not None:
-            drawn = self.sampler(assignment.fg_mask.view(batch, -1)).view(-1)
-            weights = drawn if weights is None else drawn * weights.view(-1)
-        return None if weights is None else weights.view(-1, 1)
+            background = ~foreground if ignored is None else ~(foreground | ignored)
+            factors.append(self.sampler(foreground.view(batch, -1), background.view(batch, -1)).view(-1))
+        return functools.reduce(torch.mul, factors).view(-1, 1) if factors else None
 
 
 def non_finite(outputs: Tensor) -> NonFiniteError | None:

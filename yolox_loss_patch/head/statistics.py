@@ -19,16 +19,19 @@ def foreground_statistics(assignment: Assignment, rows: Tensor, obj_logits: Tens
 
     Returns:
         ``fg_iou`` the sum of IoUs of the foreground, ``obj_fg`` and ``obj_bg`` the sums of objectness on foreground and
-        background, ``num_fg`` and ``num_bg`` how many anchors that is.
+        background, ``num_fg`` and ``num_bg`` how many anchors that is. Ignored anchors are neither.
     """
     scores = obj_logits.float().sigmoid().squeeze(1)
+    num_bg: Tensor | int = scores.numel() - assignment.num_fg
+    if assignment.ignored is not None:
+        scores, num_bg = scores.masked_fill(assignment.ignored, 0.0), num_bg - assignment.ignored.sum()
     foreground = scores[rows].sum()
     return {
         "fg_iou": assignment.ious.float().sum(),
         "obj_fg": foreground,
         "obj_bg": scores.sum() - foreground,
         "num_fg": assignment.num_fg,
-        "num_bg": scores.numel() - assignment.num_fg,
+        "num_bg": num_bg,
     }
 
 

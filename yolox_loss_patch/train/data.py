@@ -9,8 +9,9 @@ from typing import Any
 from loguru import logger
 
 from ..data.checks import file_names, open_data
+from ..data.ignored import IGNORE_KEYS, IgnoreSettings
 from ..data.loader import Prefetcher, training_loader
-from ..errors import RunError
+from ..errors import ConfigError, RunError
 from ..exp.data import check_split_of
 from ..head import hosts
 from ..runs.record import predictions_file, write_predictions
@@ -52,6 +53,11 @@ class TrainingData:
                 f"The training set gives no batch of {args.batch_size} images a worker; lower the batch size with -b."
             )
         self.facts = {"train": check_split_of(exp, self.loader.dataset, "train")}
+        if IgnoreSettings.from_exp(exp) and "ignored_regions" not in self.facts["train"]:
+            raise ConfigError(
+                f"The labels have no ignored regions, which {' or '.join(IGNORE_KEYS)} ask for: the experiment's "
+                "get_data_loader() does not reach LossExp.get_data_loader. Call super().get_data_loader() in it."
+            )
         evaluator = open_data(
             lambda: exp.get_evaluator(batch_size=args.batch_size, is_distributed=world > 1),
             exp.data_dir, exp.val_ann, "val_ann",

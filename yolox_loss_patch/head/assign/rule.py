@@ -25,6 +25,8 @@ class Assignment:
         boxes: (num_fg, 4) the box, (cx, cy, w, h) in pixels.
         num_fg: how many anchors learn a box.
         num_gt: how many boxes the batch has.
+        ignored: (B * A,) bool, True where the anchor lies in an ignored region and learns no box, so that it learns
+            nothing; None where the experiment ignores no regions.
     """
 
     fg_mask: Tensor
@@ -35,6 +37,7 @@ class Assignment:
     boxes: Tensor
     num_fg: int
     num_gt: int
+    ignored: Tensor | None = None
 
 
 @dataclass(frozen=True)
