@@ -262,6 +262,7 @@ LATE = """
 """
 
 
+@pytest.mark.slow
 def test_a_training_with_ignored_regions_and_its_record(tmp_path):
     load_script("scripts/make_digits").make(tmp_path / "data", train=16, val=4, size=96, seed=5, faults=("crowd",))
     (tmp_path / "tiny.py").write_text(EXP.format(data=str(tmp_path / "data")))
