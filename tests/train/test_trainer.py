@@ -15,6 +15,8 @@ import torch
 from conftest import EXP, assert_same, checkpoint, cli, cli_here
 
 from yolox_loss_patch.cli import main
+from yolox_loss_patch.exp.loading import load_exp
+from yolox_loss_patch.runs.claim import Claim
 from yolox_loss_patch.runs.record import AP_COLUMNS, evaluation_file, predictions_file, read_metrics
 from yolox_loss_patch.runs.selection import facts as facts_of
 from yolox_loss_patch.runs.selection import read
@@ -291,22 +293,49 @@ def test_a_foreign_folder_is_not_overwritten(work):
     assert (run / "best_ckpt.pth").read_bytes() == b"precious"
 
 
-@pytest.mark.slow
 def test_a_folder_where_a_process_trains_is_left_alone(work):
-    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    claim = Claim(run_folder(work))
     try:
-        run = run_folder(work)
-        run.mkdir(parents=True)
-        import socket
-
-        (run / "run.json").write_text(
-            json.dumps({"status": "running", "pid": sleeper.pid, "machine": socket.gethostname()})
-        )
         done = cli_here(work, *TRAIN, check=False)
-        assert done.returncode == 2 and f"Process {sleeper.pid} is training" in done.stderr
+        assert done.returncode == 2 and f"Process {os.getpid()} is training" in done.stderr
+        assert [path.name for path in run_folder(work).iterdir()] == [".claim.1"]
     finally:
-        sleeper.kill()
-        sleeper.wait()
+        claim.release()
+
+
+@pytest.mark.slow
+def test_of_two_trainings_of_one_folder_one_is_refused_before_any_other_work(work):
+    """Also while the first still reads the checkpoint that it starts from."""
+    torch.manual_seed(0)
+    exp = load_exp(str(work / "tiny.py"))
+    torch.save({"model": exp.get_model().state_dict(), "padding": torch.zeros(10_000_000)}, work / "start.pth")
+    words = [sys.executable, "-m", "yolox_loss_patch", *TRAIN, "-c", "start.pth", "max_epoch", "1"]
+    both = [subprocess.Popen(words, cwd=work, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    texts = [process.communicate(timeout=300)[1] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 2], texts
+    loser = both[0] if both[0].returncode else both[1]
+    assert f"Process {both[1 - both.index(loser)].pid} is training in" in texts[both.index(loser)]
+    assert record(run_folder(work))["status"] == "finished" and len(read_metrics(run_folder(work))) == 1
+    assert not list(run_folder(work).glob(".*"))
+
+
+@pytest.mark.slow
+def test_a_run_whose_folder_was_taken_over_stops_and_leaves_it_alone(work):
+    """The file of the claim is gone, as when another machine took it for dead."""
+    with (work / "tiny.py").open("a") as file:
+        file.write("""
+    def preprocess(self, inputs, targets, tsize):
+        import pathlib
+        for path in pathlib.Path("YOLOX_outputs/tiny").glob(".claim.*"):
+            path.rename(path.with_name(".claim.7"))
+            path.with_name(".claim.7").write_text('{"token": "another", "pid": 1, "machine": "elsewhere"}')
+        return super().preprocess(inputs, targets, tsize)
+""")
+    done = cli_here(work, *TRAIN, check=False)
+    assert done.returncode == 2 and "Process 1 of machine elsewhere took over" in done.stderr
+    run = run_folder(work)
+    assert record(run)["status"] == "running" and not read_metrics(run) and not list(run.glob("*.pth"))
+    assert [path.name for path in run.glob(".*")] == [".claim.7"]
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import socket
 import sys
 from collections.abc import Callable, Mapping
@@ -22,8 +21,8 @@ from ..exp.code import user_code
 from ..exp.settings import resolved_losses, settings
 from ..head import hosts
 from ..runs.checkpoint import sha256, starting_weights
+from ..runs.claim import Claim
 from ..runs.differences import changed_since, record_differences
-from ..runs.process import is_alive
 from ..runs.record import RunRecord, fail_run, read_run
 from .checkpoints import STATE, Resumed
 from .workers.team import Team
@@ -94,23 +93,33 @@ class RunStatus:
         self.team = team
         self.rank = rank
         self.record: RunRecord | None = None
+        self.claim: Claim | None = None
 
     # -----------------------------------------------------------------------------------------------------------------
     # The start.
 
-    def open(self, facts: dict[str, Any], resume: bool) -> None:
-        """Start the record, unless the folder belongs to something else.
+    def open(self, make_facts: Callable[[], dict[str, Any]], resume: bool) -> None:
+        """Claim the folder and start the record, unless the folder belongs to something else.
 
         Args:
-            facts: for the record.
+            make_facts: gives the facts for the record; called when the folder is claimed, for it may take a while.
             resume: whether the run in the folder goes on.
 
         Raises:
             RunError: another process trains there; another configuration, an unfinished run or foreign checkpoints are
                 in it.
         """
+        self.claim = Claim(self.folder)
+        if (owner := self.claim.taken_from) is not None:
+            logger.warning(f"{owner} had claimed {self.folder} and is gone; this process takes the folder over.")
+        try:
+            self._start_record(make_facts(), resume)
+        except BaseException:
+            self.claim.release()
+            raise
+
+    def _start_record(self, facts: dict[str, Any], resume: bool) -> None:
         before = read_run(self.folder)
-        self._refuse_busy_folder(before, facts["machine"])
         if any(self.folder.glob("*_ckpt.pth")):
             self._refuse_foreign_folder(before, facts, resume)
         if before is not None and resume:
@@ -121,12 +130,6 @@ class RunStatus:
             kept = ("started", "starting_weights", "epochs_done", "best_ap", "data", "batches_per_epoch")
             facts.update({key: before[key] for key in kept if key in before})
         self.record = RunRecord(self.folder, facts)
-
-    def _refuse_busy_folder(self, before: dict[str, Any] | None, machine: str) -> None:
-        if before is None or before["status"] != "running" or before.get("machine") != machine:
-            return
-        if before.get("pid") != os.getpid() and is_alive(before.get("pid"), before.get("pid_born")):
-            raise RunError(f"Process {before['pid']} is training in {self.folder} right now; choose another -expn.")
 
     def _refuse_foreign_folder(self, before: dict[str, Any] | None, facts: dict[str, Any], resume: bool) -> None:
         if before is None:
@@ -219,7 +222,13 @@ class RunStatus:
         return parts[-1] if parts else None
 
     def note_epoch(self, row: Mapping[str, float | None]) -> None:
-        """Write an epoch's row, before its checkpoint."""
+        """Write an epoch's row, before its checkpoint.
+
+        Raises:
+            RunError: another process has taken over the folder.
+        """
+        if self.claim is not None:
+            self.claim.check()
         if self.record is not None:
             self.record.add_epoch(row)
 
@@ -262,6 +271,8 @@ class RunStatus:
         finally:
             if self.team is not None:
                 self.team.leave()
+            if self.claim is not None:
+                self.claim.release()
 
     def _end(self, error: BaseException) -> str | None:
         """Write down why the run ends; returns the reason when it is another worker and not this error."""
@@ -292,5 +303,5 @@ class RunStatus:
                 fail_run(self.folder, [self.team.members[0][0]], text)
 
     def _close(self, status: str, error: str | None) -> None:
-        if self.record is not None:
+        if self.record is not None and self.claim is not None and self.claim.is_held():
             self.record.finish(status, error)

@@ -76,9 +76,7 @@ class Trainer(HostTrainer):
         try:
             with stop_signals() as ignore_signals:
                 if self.rank == 0:
-                    device = self.compute.description()
-                    facts = facts_of_run(self.exp, self.args, self.losses, self.seed, device, self.world)
-                    self.status.open(facts, self.args.resume)
+                    self.status.open(self.facts, self.args.resume)
                 with log_file(self.folder, self.rank):
                     self.status.follow(self.train_in_epoch, ignore_signals)
         except Exception as error:
@@ -86,6 +84,11 @@ class Trainer(HostTrainer):
                 raise
             logger.opt(exception=None if isinstance(error, KitError) else error).error(str(error))
             raise SystemExit(1) from error
+
+    def facts(self) -> dict[str, Any]:
+        """What the record says of this run before it starts."""
+        device = self.compute.description()
+        return facts_of_run(self.exp, self.args, self.losses, self.seed, device, self.world)
 
     def train_in_epoch(self) -> None:
         """All epochs."""
