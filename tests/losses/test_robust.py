@@ -304,16 +304,6 @@ def test_easy_background_keeps_its_digits(name, x):
         assert got.item() == pytest.approx(want.item(), rel=2e-6, abs=0)
 
 
-@pytest.mark.parametrize("name", ["focal", "varifocal", "quality_focal"])
-def test_a_second_derivative_is_refused(name):
-    pred, target = inputs("obj")
-    pred.requires_grad_()
-    loss = build("obj", {"type": name})(pred, target).square()
-    (gradient,) = torch.autograd.grad(loss, pred, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
-
-
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 @every_loss
 def test_empty(term, spec, reduction):
