@@ -24,7 +24,7 @@ from yolox_loss_patch.errors import RunError
 HOSTILE = "<img src=x onerror=alert(1)>"
 QUOTES = "\" onclick=alert(1) x=' & 🚀"
 CLOSING = "</script><script>alert(1)</script>"
-VOID = {"meta", "link", "img", "source"}
+VOID = {"meta", "link", "img", "source", "br"}
 
 
 class Page(HTMLParser):

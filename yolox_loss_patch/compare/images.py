@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ def image_rows(comparison: Comparison) -> list[tuple[str, list[Picture]]]:
     rows = []
     classes = tuple(sorted({label for found in comparison.pictures for label in _classes(found)}))
     for difference in comparison.pictures:
-        image = _read(difference)
+        image = read_image(difference.path)
         if image is not None:
             rows.append((difference.path.name, _sides(difference, image, classes, comparison.results)))
     return rows
@@ -71,9 +72,10 @@ def images_overview(rows: Sequence[tuple[str, list[Picture]]]) -> bytes:
         return rendered(figure, format="png", dpi=100)
 
 
-def _read(difference: ImageDifference) -> Any:
+def read_image(path: Path) -> Any:
+    """The pixels of an image, ``(height, width, 3)``; None where it cannot be read."""
     try:
-        with Image.open(difference.path) as image:
+        with Image.open(path) as image:
             # Upright as OpenCV reads it, from which YOLOX and the annotations have their pixels.
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
@@ -101,12 +103,40 @@ def _boxes(axes: Axes, picture: Picture) -> None:
     for (x, y, w, h), label in picture.shapes:
         name = next((known for known in order if label == known or label.startswith(f"{known} ")), label)
         colour = colours[picture.classes.index(name) % len(colours)] if name in picture.classes else colours[0]
-        axes.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor=colour, linewidth=1.4))
-        x, y = min(max(x, 0), width), max(y, 0.035 * height)  # a name stays inside the image
-        axes.text(x, y, escape_math(printable(label)), fontsize=5.5, va="bottom", clip_on=True,
-                  color="black" if _luminance(colour) > 0.3 else "white",
-                  bbox={"pad": 0.6, "linewidth": 0, "facecolor": colour, "alpha": 0.8})  # fmt: skip
+        draw_box(axes, (x, y, w, h), label, colour, (height, width))
     axes.set(xlim=(0, width), ylim=(height, 0))
+
+
+def draw_box(
+    axes: Axes,
+    box: Sequence[float],
+    label: str,
+    colour: str,
+    size: tuple[int, int],
+    dashed: bool = False,
+) -> None:
+    """A box with its label, which stays inside the image.
+
+    Args:
+        axes: with the image, in pixels.
+        box: ``x, y, w, h``.
+        label: a class, or a class and a score; none where it is empty.
+        colour: of both.
+        size: height and width of the image.
+        dashed: with a dashed line, and the label below the box instead of above.
+    """
+    x, y, w, h = box
+    height, width = size
+    axes.add_patch(
+        Rectangle((x, y), w, h, fill=False, edgecolor=colour, linewidth=1.4, linestyle="--" if dashed else "-")
+    )
+    if not label:
+        return
+    x = min(max(x, 0), width)
+    y = min(y + h, 0.965 * height) if dashed else max(y, 0.035 * height)
+    axes.text(x, y, escape_math(printable(label)), fontsize=5.5, va="top" if dashed else "bottom", clip_on=True,
+              color="black" if _luminance(colour) > 0.3 else "white",
+              bbox={"pad": 0.6, "linewidth": 0, "facecolor": colour, "alpha": 0.8})  # fmt: skip
 
 
 def _luminance(colour: str) -> float:
