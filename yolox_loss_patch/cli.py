@@ -159,6 +159,21 @@ def _run_compare(words: list[str]) -> None:
     print(compare(args.runs, args.out, args.baseline, args.by, args.metric, args.per_class, args.anyway))
 
 
+def _run_report(words: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="yolox-loss report",
+        description="The page of a training, report.html, and its curves, results.png, into the folder of the run.",
+    )
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="folders of runs or globs: YOLOX_outputs/NAME, NAME, 'NAME-*'"
+    )
+    args = parser.parse_args(words)
+    from .compare.training.page import report_all
+
+    for page in report_all(args.runs):
+        print(f"Written: {page}")
+
+
 def _run_list(words: list[str]) -> None:
     from .specs.knobs import nearest
     from .specs.registry import LOSSES, TERMS
@@ -305,6 +320,7 @@ VERBS = {
     "compare": _Verb(
         _run_compare, ("compare",), "runs with several seeds: what differs, how sure the difference is, why"
     ),
+    "report": _Verb(_run_report, ("compare",), "a training in pictures: report.html and results.png in its folder"),
     "sweep": _Verb(
         _run_sweep,
         ("train", "compare", "sweep"),

@@ -135,6 +135,7 @@ def test_what_is_missing_is_said(tmp_path, monkeypatch, spoil, said):
     assert said in " ".join(shown.all("body")[0][0].split())
 
 
+@pytest.mark.slow
 def test_a_run_without_detections_or_boxes(tmp_path):
     """Nothing is detected; then nothing is annotated either."""
     data = make_data(tmp_path / "data", images=3)
@@ -211,6 +212,7 @@ def test_classes_that_are_never_found_and_runs_that_failed(tmp_path):
 # The page.
 
 
+@pytest.mark.slow
 def test_the_files_are_there(made):
     run, files = made
     assert files == [run / "report.html", run / "results.png"]
@@ -255,6 +257,7 @@ def test_it_is_made_for_those_who_do_not_see_it(page):
     assert page.all("html")[0][1]["lang"] == "en" and len(page.all("main")) == 1
 
 
+@pytest.mark.slow
 def test_names_in_other_scripts_and_of_any_length(tmp_path):
     data = make_data(tmp_path / "data", images=3)
     coco = json.loads(Path(data["file"]).read_text())
@@ -266,7 +269,22 @@ def test_names_in_other_scripts_and_of_any_length(tmp_path):
     assert CHINESE in files[0].read_text("utf-8")
 
 
-def test_a_folder_that_is_no_run(tmp_path):
+def test_the_verb_finds_runs_by_name_and_by_glob(tmp_path, monkeypatch, capsys):
+    from yolox_loss_patch.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(page_module, "panels", lambda training: [])
+    data = make_data(tmp_path / "data", images=2)
+    for name in ("a1", "a2"):
+        make_run(tmp_path / "YOLOX_outputs" / name, data)
+    (tmp_path / "YOLOX_outputs" / "a3").mkdir()
+    capsys.readouterr()
+    assert main(["report", "a1"]) == 0
+    assert capsys.readouterr().out == "Written: YOLOX_outputs/a1/report.html\n"
+    assert main(["report", "a*"]) == 0
+    assert capsys.readouterr().out.count("Written: ") == 2
+    assert main(["report", "a3"]) == 2
+    assert "'YOLOX_outputs/a3' is no run" in capsys.readouterr().err
     with pytest.raises(RunError, match="is no run"):
         report(tmp_path)
 

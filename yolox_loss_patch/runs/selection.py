@@ -130,7 +130,7 @@ def select(words: Sequence[str]) -> Selection:
     selection = Selection()
     seen: set[Path] = set()
     for word in words:
-        for path, named in _folders(word):
+        for path, named in folders(word):
             if path.resolve() in seen:
                 continue
             seen.add(path.resolve())
@@ -153,8 +153,15 @@ def select(words: Sequence[str]) -> Selection:
     return selection
 
 
-def _folders(word: str) -> list[tuple[Path, bool]]:
-    """The folders that a word stands for, and whether it names them one by one."""
+def folders(word: str) -> list[tuple[Path, bool]]:
+    """The folders that a word stands for, and whether it names them one by one.
+
+    Args:
+        word: a folder or a glob, also of what lies in ``YOLOX_outputs``.
+
+    Raises:
+        RunError: there is none.
+    """
     for candidate in (Path(word), OUTPUTS / word):
         if candidate.is_dir():
             return [(candidate, True)]

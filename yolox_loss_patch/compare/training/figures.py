@@ -103,7 +103,8 @@ def _weight_curves(run: Run) -> list[_Curve]:
             weight = part.get("loss_weight") if isinstance(part, dict) else None
             if isinstance(weight, Mapping) and weight and epochs:
                 places = sorted((float(epoch), float(value)) for epoch, value in weight.items())
-                values = np.interp(epochs, *zip(*places, strict=True))
+                at, given = np.array(places).T
+                values = np.interp(epochs, at, given)
                 found.append(_Curve(f"{term} {part.get('type')}", epochs, [float(value) for value in values]))
     return found
 
@@ -199,9 +200,9 @@ def _mistake_panels(evaluated: Evaluated) -> list[Panel]:
         which = "" if len(places) == len(evaluated.classes) else f", the {len(places)} classes most confused"
         title = f"Confusion at the best threshold (IoU 0.5){which}"
         alt = f"{title}: rows truth, columns detections, shares of each row; the most frequent ones stand in a table below."
-        side = 1.6 + 0.22 * (len(places) + 1)
+        height = min(max(1.6 + 0.22 * (len(places) + 1), 4.4), 5.6)
         paint = partial(_paint_confusion, evaluated=evaluated, places=places)
-        found.append(Panel(MISTAKES, title, alt, max(side, 4.4), paint))
+        found.append(Panel(MISTAKES, title, alt, height, paint))
     return found
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...errors import RunError
 from ...runs.files import write_atomically
-from ...runs.selection import Run, loss_label, read
+from ...runs.selection import Run, folders, loss_label, read
 from ...specs.config import KEYS
 from ..drawing import sheet
 from ..pages import by_section, data_uri, page_bytes, template, training_command
@@ -47,6 +47,31 @@ def report(folder: Path) -> list[Path]:
     except OSError as error:
         raise RunError(f"{str(folder)!r} cannot be written to: {error.strerror}.") from error
     return [folder / name for name in files]
+
+
+def report_all(words: Sequence[str]) -> list[Path]:
+    """Write the page of each of these runs.
+
+    Args:
+        words: folders or globs, also of what lies in ``YOLOX_outputs``; what a glob finds besides runs is left out.
+
+    Returns:
+        The pages.
+
+    Raises:
+        RunError: no run, or one that was named and cannot be read or written to.
+    """
+    pages: list[Path] = []
+    for word in words:
+        for folder, named in folders(word):
+            try:
+                pages.append(report(folder)[0])
+            except RunError:
+                if named:
+                    raise
+    if not pages:
+        raise RunError(f"None of these is a run: {', '.join(words)}.")
+    return pages
 
 
 def page(training: Training, drawn: Sequence[Any]) -> str:
