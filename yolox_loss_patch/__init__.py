@@ -11,7 +11,7 @@ from .version import __version__
 if TYPE_CHECKING:
     from .errors import ConfigError
     from .exp.mixin import LossConfigMixin, LossExp, patch_from_exp
-    from .head.patch import apply, is_applied, patch_model, patched, revert, unpatch_model
+    from .head.patch import apply, is_applied, patch_model, patched, revert, set_epoch, unpatch_model
     from .specs.build import build_loss
     from .specs.config import LossConfig
     from .specs.registry import LOSSES, available_losses, register_loss
@@ -32,6 +32,7 @@ __all__ = [
     "patched",
     "register_loss",
     "revert",
+    "set_epoch",
     "unpatch_model",
 ]
 
@@ -39,7 +40,9 @@ __all__ = [
 _HOME = {
     "ConfigError": "errors",
     **dict.fromkeys(("LossConfigMixin", "LossExp", "patch_from_exp"), "exp.mixin"),
-    **dict.fromkeys(("apply", "is_applied", "patch_model", "patched", "revert", "unpatch_model"), "head.patch"),
+    **dict.fromkeys(
+        ("apply", "is_applied", "patch_model", "patched", "revert", "set_epoch", "unpatch_model"), "head.patch"
+    ),
     "LossConfig": "specs.config",
     **dict.fromkeys(("LOSSES", "available_losses", "register_loss"), "specs.registry"),
     "build_loss": "specs.build",

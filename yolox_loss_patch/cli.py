@@ -210,13 +210,21 @@ def _explain(term: str, loss: Loss) -> None:
     """Explain a loss: the docstring, and every knob of the loss and of the term."""
     import inspect
 
-    from .specs.resolve import COMMON, stage_knobs
+    from .specs.labels import label_of
+    from .specs.resolve import COMMON, family_knobs, resolve, stage_knobs
 
+    if loss.alias is not None:
+        print(f"\n    {loss.alias.name} is {label_of(term, resolve(term, loss.alias.name))}.")
     print("\n    " + inspect.cleandoc(loss.kernel.__doc__ or "").replace("\n", "\n    ").replace("``", "") + "\n")
     common = {
         key: knob for key, knob in COMMON.items() if loss.from_kit or (key == "loss_weight" and key not in loss.knobs)
     }
-    for title, knobs in (("knobs", loss.knobs), ("of every loss", {**common, **stage_knobs(term, loss)})):
+    family = family_knobs(term, loss)
+    for title, knobs in (
+        ("knobs", loss.knobs),
+        ("of its family", family),
+        ("of every loss", {**common, **stage_knobs(term, loss)}),
+    ):
         if knobs:
             print(f"    {title}:")
         for key, knob in knobs.items():

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import os
 
 import pytest
@@ -12,9 +13,8 @@ from yolox.exp.default.yolox_nano import Exp as NanoExp
 
 import yolox_loss_patch as ylp
 from yolox_loss_patch import build_loss
-from yolox_loss_patch.errors import ConfigError
+from yolox_loss_patch.errors import ConfigError, PatchError
 from yolox_loss_patch.head.patch import stage_of
-from yolox_loss_patch.head.terms import build_term
 from yolox_loss_patch.head.weights import ElementWeights
 
 PLACE = {"iou": 1, "obj": 2, "cls": 3, "l1": 4}
@@ -213,7 +213,7 @@ def test_a_calibrated_loss_starts_with_bces_pull_and_the_papers_without():
     """At YOLOX's start, p = 0.01 everywhere, where focal's own pull is a quarter and a fraction of a thousandth of BCE's."""
     inputs = make_batch(batch=3, boxes=4)
     pulls = {}
-    for name, spec in {"bce": "bce", "calibrated": "focal", "paper": dict(type="focal", preset="paper")}.items():
+    for name, spec in {"bce": "bce", "calibrated": dict(type="focal", calibrated=True), "paper": "focal"}.items():
         head = make_head()
         ylp.patch_model(head, {"loss_obj": spec})
         stage = stage_of(head)
@@ -226,59 +226,94 @@ def test_a_calibrated_loss_starts_with_bces_pull_and_the_papers_without():
     assert pulls["paper"]["grad_obj_bg"] < pulls["bce"]["grad_obj_bg"] / 2000
 
 
-SCORES = [(term, name) for term in ("obj", "cls") for name in ("focal", "varifocal", "quality_focal")]
-# the box losses of power 1; the others are iou itself, alpha_* of power 3, and nwd, which stands beside stock
+EVERY = [(term, name) for term, names in ylp.available_losses().items() for name in names]
+_KIND = {"ghmc": "set", "dice": "set", "tversky": "set", "dice_focal": "set"}
+
+
+@pytest.mark.parametrize("term,name", EVERY)
+def test_a_name_means_its_formula(term, name):
+    """A patched head's term is the float64 reference, summed over targets captured from the head, and so is its gradient."""
+    inputs = make_batch(batch=3, boxes=4)
+    found, calls = run({f"loss_{term}": name}, inputs, use_l1=True)
+    call = calls[term]
+    pred, target = call["pred"].double(), call["target"].double()
+    function = getattr(reference, f"ref_{name}")
+    is_set = name in _KIND
+    scale = 1.0 if is_set else (5 if term == "iou" else 1) / call["avg_factor"]
+    knobs = {"image_size": tuple(call["image_size"])} if name == "mpdiou" else {}
+    if name == "wiou":  # it moves the running mean before it uses it
+        ious = [reference.box_iou(*pair) for pair in zip(pred.tolist(), target.tolist(), strict=True)]
+        knobs = {"mean": reference.wiou_mean(ious)}
+    if is_set:
+        want = function(pred.flatten().tolist(), target.flatten().tolist())
+    elif term == "iou":
+        want = sum(function(p, t, **knobs) for p, t in zip(pred.tolist(), target.tolist(), strict=True))
+    else:
+        pairs = zip(pred.flatten().tolist(), target.flatten().tolist(), strict=True)
+        want = sum(function(p, t, **knobs) for p, t in pairs)
+    assert float(found[PLACE[term]]) == pytest.approx(scale * want, rel=1e-4)
+    if is_set:
+        return
+    # The gradient at the predictions of the captured batch, in size and direction.
+    module = build_loss(term, name)
+    facts = {"image_size": call["image_size"]} if name == "mpdiou" else {}
+    pred = pred.requires_grad_()
+    (gradient,) = torch.autograd.grad(module(pred, target, avg_factor=float(call["avg_factor"]), **facts), pred)
+    rows = range(0, len(pred), max(1, len(pred) // 12))
+    for row in rows:
+        if term == "iou":
+            slopes = reference.sides(function, tuple(pred[row].tolist()), tuple(target[row].tolist()), **knobs)
+        else:
+            each = zip(pred[row].tolist(), target[row].tolist(), strict=True)
+            slopes = [reference.sides(function, p, t, **knobs)[0] for p, t in each]
+        for got, (left, right) in zip((gradient[row] * float(call["avg_factor"])).tolist(), slopes, strict=True):
+            low, high = min(left, right), max(left, right)
+            slack = 1e-6 * max(1.0, abs(low), abs(high))
+            assert low - slack <= got <= high + slack, (name, row)
+
+
+# the box losses of power 1
 POWER_1 = [
     *("giou", "diou", "ciou", "eiou", "focal_eiou", "siou", "wiou", "mpdiou", "shape_iou", "piou"),
     *("inner_iou", "inner_giou", "inner_diou", "inner_ciou", "inner_eiou", "inner_siou"),
 ]
 
 
-@pytest.mark.parametrize("term,name", [*SCORES, *(("iou", name) for name in POWER_1)])
-def test_the_papers_preset_is_the_formula(term, name):
-    inputs = make_batch(batch=3, boxes=4)
-    found, calls = run({f"loss_{term}": dict(type=name, preset="paper")}, inputs)
-    call = calls[term]
-    facts = {"image_size": call["image_size"]} if "image_size" in call else {}
-    expected = build_loss(term, name)(call["pred"], call["target"], avg_factor=call["avg_factor"], **facts)
-    assert torch.equal(found[PLACE[term]].detach(), expected * (5 if term == "iou" else 1))
-    calibrated = run({f"loss_{term}": name}, inputs)[0][PLACE[term]]
-    assert not torch.allclose(calibrated, found[PLACE[term]])
-
-
 @pytest.mark.parametrize("name", POWER_1)
-def test_a_box_loss_of_power_1_is_weighed_by_the_overlap_of_each_box(name):
+def test_by_overlap_weighs_each_box_by_twice_its_iou(name):
     inputs = make_batch(batch=3, boxes=4)
-    got, calls = run({"loss_iou": name}, inputs)
+    got, calls = run({"loss_iou": dict(type=name, by_overlap=True)}, inputs)
     call = calls["iou"]
     facts = {"image_size": call["image_size"]} if "image_size" in call else {}
     bare = build_loss("iou", name)(call["pred"], call["target"], reduction_override="none", **facts)
     boxes = zip(call["pred"].tolist(), call["target"].tolist(), strict=True)
     slope = torch.tensor([2 * reference.box_iou(*pair) for pair in boxes])
     assert float(got[1]) == pytest.approx(5 * float((bare * slope).sum()) / call["avg_factor"], rel=1e-5)
-    twice, _ = run({"loss_iou": dict(type=name, loss_weight=2.0)}, inputs)
+    twice, _ = run({"loss_iou": dict(type=name, by_overlap=True, loss_weight=2.0)}, inputs)
     assert float(twice[1]) == pytest.approx(2 * float(got[1]), rel=1e-6)
     weights = torch.linspace(0, 2, len(bare))
     for shape in (weights, weights[:, None].expand(-1, 4)):
-        weighed, _ = run({"loss_iou": name}, inputs, lambda found, shape=shape: {"bbox_weights": shape})
+        weighed, _ = run(
+            {"loss_iou": dict(type=name, by_overlap=True)}, inputs, lambda found, shape=shape: {"bbox_weights": shape}
+        )
         assert float(weighed[1]) == pytest.approx(
             5 * float((bare * slope * weights).sum()) / call["avg_factor"], rel=1e-5
         )
 
 
 @pytest.mark.parametrize("name", POWER_1)
-def test_a_box_loss_of_power_1_pulls_as_yoloxs_own(name):
+def test_by_overlap_pulls_as_yoloxs_own(name):
     """Up to what its penalties add, and what its own focus moves between bad and good boxes."""
-    loss = build_term("iou", ylp.LossConfig(loss_iou=name).resolved()["iou"]).eval()
+    loss = build_loss("iou", dict(type=name, by_overlap=True)).eval()
     facts = {"image_size": (640, 640)} if name == "mpdiou" else {}
     target = (100.0, 100.0, 40.0, 40.0)
     for overlap in (0.9, 0.5, 0.2):
-        beside = [100 + 40 * (1 - overlap) / (1 + overlap), *target[1:]]
-        box = torch.tensor([beside], dtype=torch.float64, requires_grad=True)
+        shifted = [100 + 40 * (1 - overlap) / (1 + overlap), *target[1:]]
+        box = torch.tensor([shifted], dtype=torch.float64, requires_grad=True)
         value = loss(box, torch.tensor([target], dtype=torch.float64), reduction_override="sum", **facts)
         (gradient,) = torch.autograd.grad(value, box)
-        (bare,) = reference.grad(getattr(reference, f"ref_{name}"), beside, target, indices=[0])
-        (stock,) = reference.grad(reference.ref_iou, beside, target, indices=[0])
+        (bare,) = reference.grad(getattr(reference, f"ref_{name}"), shifted, target, indices=[0])
+        (stock,) = reference.grad(reference.ref_iou, shifted, target, indices=[0])
         assert float(gradient[0, 0]) == pytest.approx(2 * overlap * bare, rel=1e-6)
         if name == "giou":  # whose penalty is flat for a box moved along an axis
             assert float(gradient[0, 0]) == pytest.approx(stock, rel=1e-6)
@@ -289,27 +324,10 @@ def test_a_box_loss_of_power_1_pulls_as_yoloxs_own(name):
     assert not apart.grad.any()
 
 
-def test_the_losses_of_power_1_are_those():
-    assert {name for name, row in ylp.LOSSES.rows["iou"].items() if row.by_overlap} == set(POWER_1)
-    assert not any(row.by_overlap for term in ("obj", "cls", "l1") for row in ylp.LOSSES.rows[term].values())
-
-
-def test_own_losses_have_no_preset(monkeypatch):
-    monkeypatch.setitem(ylp.LOSSES.rows, "obj", dict(ylp.LOSSES.rows["obj"]))  # so that no other test finds it
-
-    @ylp.LOSSES.register_module(name="LossWithoutPreset", term="obj")
-    class Own(torch.nn.Module):
-        def forward(self, pred, target, weight=None, avg_factor=None, reduction_override=None):
-            return pred.sum()
-
-    with pytest.raises(ConfigError, match=r"no knob 'preset'.*its own losses only"):
-        run({"loss_obj": dict(type="LossWithoutPreset", preset="paper")}, make_batch())
-
-
 def test_knobs_without_a_calibration_are_answered():
-    with pytest.raises(ConfigError, match=r"focal cannot be calibrated with these knobs.*preset='paper'"):
-        run({"loss_obj": dict(type="focal", alpha=0.0)}, make_batch())
-    run({"loss_obj": dict(type="focal", alpha=0.0, preset="paper")}, make_batch())
+    with pytest.raises(ConfigError, match=r"focal cannot be calibrated with these knobs.*Leave calibrated out"):
+        run({"loss_obj": dict(type="focal", alpha=0.0, calibrated=True)}, make_batch())
+    run({"loss_obj": dict(type="focal", alpha=0.0)}, make_batch())
 
 
 def test_mpdiou_takes_the_size_of_the_batch():
@@ -323,43 +341,102 @@ def test_mpdiou_takes_the_size_of_the_batch():
         ylp.build_loss("iou", "mpdiou")(torch.ones(1, 4), torch.ones(1, 4))
 
 
-@pytest.mark.parametrize("weight", [1.0, 2.5])
-def test_nwd_stands_beside_stock_and_takes_the_mean_size_of_the_matched_boxes(weight):
+def test_nwd_by_the_mean_size_of_the_matched_boxes():
     inputs = make_batch(batch=3, boxes=4)
-    stock, calls = run({}, inputs)
+    _, calls = run({}, inputs)
     size = calls["iou"]["target"][:, 2:].prod(1).sqrt().mean()
-    alone, _ = run({"loss_iou": dict(type="nwd", constant=float(size), preset="paper")}, inputs)
-    both, _ = run({"loss_iou": dict(type="nwd", constant="mean", loss_weight=weight)}, inputs)
-    assert float(both[1]) == pytest.approx(weight * float(stock[1] + alone[1]), rel=1e-6)
-    paper, _ = run({"loss_iou": dict(type="nwd", preset="paper")}, inputs)
-    written, _ = run({"loss_iou": dict(type="nwd", constant=12.8, preset="paper")}, inputs)
-    assert float(paper[1]) == float(written[1]) != float(alone[1])
+    written, _ = run({"loss_iou": dict(type="nwd", constant=float(size))}, inputs)
+    by_mean, _ = run({"loss_iou": dict(type="nwd", constant="mean")}, inputs)
+    paper, _ = run({"loss_iou": "nwd"}, inputs)
+    assert float(by_mean[1]) == pytest.approx(float(written[1]), rel=1e-6)
+    assert (
+        float(paper[1]) == float(run({"loss_iou": dict(type="nwd", constant=12.8)}, inputs)[0][1]) != float(by_mean[1])
+    )
 
 
 @pytest.mark.parametrize("name", ["dice", "tversky", "ghmc", "dice_focal"])
 def test_a_loss_of_a_whole_set_is_not_divided(name):
     inputs = make_batch(batch=3, boxes=4)
-    got, calls = run({"loss_obj": dict(type=name, preset="paper")}, inputs)
+    got, calls = run({"loss_obj": name}, inputs)
     module = ylp.build_loss("obj", name)
     assert float(got[2]) == pytest.approx(float(module(calls["obj"]["pred"], calls["obj"]["target"])), rel=1e-6)
     if name != "ghmc":
         got, calls = run({"loss_obj": dict(type=name, scope="image")}, inputs)
         assert calls["obj"]["images"] == 3
-
-
-@pytest.mark.parametrize("term", ["obj", "cls"])
-@pytest.mark.parametrize("name", ["dice", "tversky", "ghmc", "dice_focal"])
-def test_calibrated_it_stands_beside_bce(term, name):
-    inputs = make_batch(batch=3, boxes=4)
-    stock, _ = run({}, inputs)
-    alone, _ = run({f"loss_{term}": dict(type=name, preset="paper")}, inputs)
-    place = PLACE[term]
-    for weight in (1.0, 2.5):
-        both, _ = run({f"loss_{term}": dict(type=name, loss_weight=weight)}, inputs)
-        share = 0.2 if name == "ghmc" else 1.0
-        assert float(both[place]) == pytest.approx(weight * float(stock[place] + share * alone[place]), rel=1e-6)
     with pytest.raises(ConfigError, match="averages over its set itself"):
-        run({f"loss_{term}": dict(type=name, avg_factor="batch")}, inputs)
+        run({"loss_obj": dict(type=name, avg_factor="batch")}, inputs)
+
+
+# term, sum, its parts alone
+SUMS = [
+    ("obj", "bce+0.5*dice", ["bce", dict(type="dice", loss_weight=0.5)]),
+    ("obj", ["bce", dict(type="dice", scope="image"), "varifocal"], ["bce", dict(type="dice", scope="image"), "varifocal"]),
+    ("cls", "bce+0.2*ghmc", ["bce", dict(type="ghmc", loss_weight=0.2)]),
+    ("iou", "iou+nwd(constant='mean')", ["iou", dict(type="nwd", constant="mean")]),
+    ("iou", [dict(type="ciou", avg_factor="batch"), dict(type="giou", reduction="sum", loss_weight=0.1)],
+     [dict(type="ciou", avg_factor="batch"), dict(type="giou", reduction="sum", loss_weight=0.1)]),
+    ("l1", "l1+smooth_l1(beta=0.5)", ["l1", dict(type="smooth_l1", beta=0.5)]),
+    ("obj", [dict(type="bce", sampler=dict(type="PseudoSampler")), dict(type="FocalLoss", use_sigmoid=True)], ["bce", "focal"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("term,spec,alone", SUMS, ids=lambda value: str(value) if isinstance(value, str) else None)
+def test_a_sum_is_the_sum_of_its_parts_as_they_are_alone(term, spec, alone):
+    inputs = make_batch(batch=3, boxes=4)
+    parts = [run({f"loss_{term}": part}, inputs, use_l1=True)[0][PLACE[term]] for part in alone]
+    head = make_head(use_l1=True)
+    ylp.patch_model(head, {f"loss_{term}": spec})
+    outputs, gradients = run_head(head, inputs)
+    assert float(outputs[PLACE[term]]) == pytest.approx(float(sum(parts)), rel=1e-6)
+    values = stage_of(head).part_values
+    assert len(values) == len(alone) and all(key.startswith(f"{term} ") for key in values)
+    assert float(sum(values.values())) == pytest.approx(float(outputs[PLACE[term]]), rel=1e-6)
+    assert all(torch.isfinite(gradient).all() for gradient in gradients if gradient is not None)
+
+
+def test_a_sum_has_the_samplers_and_targets_of_its_parts():
+    head = make_head()
+    ylp.patch_model(head, {"loss_obj": [dict(type="bce", sampler=SAMPLER), "quality_focal"]})
+    bce, quality = stage_of(head).parts["obj"]
+    assert (bce.target, quality.target, quality.sampler) == ("hard", "iou", None)
+    assert bce.sampler.num == 32
+
+
+SCHEDULED = {"loss_iou": [dict(type="iou", loss_weight={1: 1, 31: 0}), dict(type="ciou", loss_weight={1: 0, 31: 1})]}
+
+
+def test_a_schedule_goes_from_one_loss_to_another():
+    inputs = make_batch()
+    stock, ciou = (float(run({"loss_iou": name}, inputs)[0][1]) for name in ("iou", "ciou"))
+    head = make_head()
+    ylp.patch_model(head, SCHEDULED)
+    with pytest.raises(ConfigError, match=r"is a schedule, and this trainer does not tell the epoch.*set_epoch"):
+        run_head(head, inputs)
+    average = copy.deepcopy(head)  # EMA: made before the first epoch
+    for epoch, share in ((1, 0.0), (2, 1 / 30), (16, 0.5), (31, 1.0), (99, 1.0), (4, 0.1)):
+        ylp.set_epoch(head, epoch)
+        for each in (head, average):
+            assert float(run_head(each, inputs)[0][1]) == pytest.approx((1 - share) * stock + share * ciou, rel=1e-5)
+    with pytest.raises(ConfigError, match="whole number at least 1"):
+        ylp.set_epoch(head, 0)
+    with pytest.raises(PatchError, match="YOLOX's own losses"):
+        ylp.set_epoch(make_head(), 1)
+
+
+def test_a_schedule_under_apply_and_in_a_module_alone():
+    inputs = make_batch()
+    with ylp.patched(loss_cls="bce(loss_weight={1: 0, 3: 4})"):
+        head = make_head()
+        ylp.set_epoch(head, 2)
+        twice = float(run_head(head, inputs)[0][3])
+    assert twice == pytest.approx(2 * float(run({}, inputs)[0][3]), rel=1e-6)
+    module = build_loss("cls", dict(type="bce", loss_weight={2: 0.5, 4: 1}))
+    pred, target = torch.zeros(3, 2), torch.ones(3, 2)
+    with pytest.raises(ValueError, match="nobody has told the epoch"):
+        module(pred, target)
+    for epoch, weight in ((1, 0.5), (3, 0.75), (9, 1.0)):
+        ylp.set_epoch(module, epoch)
+        assert float(module(pred, target)) == pytest.approx(weight * math.log(2))
 
 
 def test_state_of_the_stage():
@@ -414,7 +491,6 @@ def test_class_weights_by_name(tmp_path):
         ylp.LossConfig.from_exp(exp)
 
 
-EVERY = [(term, name) for term, names in ylp.available_losses().items() for name in names]
 STEPS = int(os.environ.get("STEPS", "20"))  # 200 were run by hand
 
 

@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 from scipy.optimize import brentq, minimize_scalar
 
 from yolox_loss_patch import build_loss
-from yolox_loss_patch.losses.calibration import PRIOR, Calibrated, WithStock
+from yolox_loss_patch.losses.calibration import PRIOR, Calibrated
 
 # (spec, pull at target 1, pull at target 0), in the loss's own probability s, from the papers' formulas
 LOSSES = [
@@ -276,7 +276,7 @@ def settled(loss, groups, **facts):
     return logits.detach().sigmoid().tolist()
 
 
-# As docs/swaps.md has it: anchors in groups of (number, chance), where their scores come to rest alone and beside BCE.
+# As docs/swaps.md has it: anchors in groups of (number, chance), where their scores come to rest alone and in a sum with BCE.
 GROUPS = [(10_000, 0.002), (300, 0.05), (120, 0.3), (60, 0.8)]
 SETTLED = {
     "dice": ([0.000, 0.000, 0.99, 1.00], [0.0016, 0.043, 0.32, 0.87]),
@@ -288,34 +288,34 @@ SETTLED = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SETTLED)
-def test_beside_bce_the_score_stays_a_probability(name):
+def test_in_a_sum_with_bce_the_score_stays_a_probability(name):
     num_fg = sum(round(n * chance) for n, chance in GROUPS)
-    loss = build_loss("obj", name)
-    alone, beside = SETTLED[name]
-    assert settled(loss, GROUPS) == pytest.approx(alone, abs=0.01)
+    alone, with_bce = SETTLED[name]
+    assert settled(build_loss("obj", name), GROUPS) == pytest.approx(alone, abs=0.01)
     share = 0.2 if name == "ghmc" else 1.0
-    found = settled(WithStock(loss, share), GROUPS, avg_factor=float(num_fg))
-    assert found == pytest.approx(beside, abs=0.006, rel=0.04)
+    found = settled(build_loss("obj", f"bce+{share}*{name}"), GROUPS, avg_factor=float(num_fg))
+    assert found == pytest.approx(with_bce, abs=0.006, rel=0.04)
     odds = [p / (1 - p) / (chance / (1 - chance)) for p, (_, chance) in zip(found, GROUPS, strict=True)]
     assert all(1 / 2 < ratio < 2 for ratio in odds)
 
 
 @pytest.mark.parametrize("name", SETTLED)
-def test_beside_bce_every_argument_reaches_both(name):
+def test_in_a_sum_every_argument_reaches_each_part(name):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(12, 1, generator=generator, dtype=torch.float64)
     target = (torch.rand(12, 1, generator=generator) < 0.4).double()
     weight = torch.rand(12, 1, generator=generator, dtype=torch.float64)
     bce, loss = build_loss("obj", "bce"), build_loss("obj", dict(type=name, loss_weight=3.0))
-    expected = 3 * bce(x, target, weight, avg_factor=5.0) + loss(x, target, weight)
-    assert torch.allclose(WithStock(loss, 1.0)(x, target, weight, avg_factor=5.0), expected)
-    total = 3 * bce(x, target, weight, reduction_override="sum") + loss(x, target, weight, reduction_override="sum")
-    assert torch.allclose(WithStock(loss, 1.0)(x, target, weight, reduction_override="sum"), total)
-    assert torch.allclose(
-        WithStock(loss, 0.5)(x, target, avg_factor=5.0), 3 * bce(x, target, avg_factor=5.0) + loss(x, target) / 2
-    )
+    both = build_loss("obj", f"2*bce+3*{name}")
+    expected = 2 * bce(x, target, weight, avg_factor=5.0) + loss(x, target, weight)
+    assert torch.allclose(both(x, target, weight, avg_factor=5.0), expected)
+    total = 2 * bce(x, target, weight, reduction_override="sum") + loss(x, target, weight, reduction_override="sum")
+    assert torch.allclose(both(x, target, weight, reduction_override="sum"), total)
+    with pytest.raises(ValueError, match="no loss of each element"):
+        both(x, target, reduction_override="none")
     if name != "ghmc":
         by_image = build_loss("obj", dict(type=name, scope="image"))
         expected = bce(x, target, avg_factor=5.0) + by_image(x, target, images=3)
-        assert torch.allclose(WithStock(by_image, 1.0)(x, target, avg_factor=5.0, images=3), expected)
+        summed = build_loss("obj", ["bce", dict(type=name, scope="image")])
+        assert torch.allclose(summed(x, target, avg_factor=5.0, images=3), expected)
         assert not torch.allclose(expected, bce(x, target, avg_factor=5.0) + build_loss("obj", name)(x, target))

@@ -13,6 +13,7 @@ from ..runs.differences import training_sizes
 from ..runs.record import AP_COLUMNS, predictions_file
 from ..runs.selection import Group, Run, Selection, differing, facts, group, select, surroundings, unknown
 from ..specs.knobs import nearest
+from ..specs.labels import label_of
 from .detections import Truth
 from .results import MEANS, Comparison, ImageDifference, Result, Shapes, Summary
 from .statistics import BETTER, EFFECT, WORSE, pooled_spread, seed_difference, unrest, verdict
@@ -275,6 +276,9 @@ def _loss_differences(results: list[Result]) -> dict[str, list[str]]:
         resolved = result.group.runs[0].record.get("resolved_losses") or {}
         table: dict[str, str] = {}
         for term, spec in resolved.items():
+            if isinstance(spec, list):
+                table[f"loss_{term}"] = label_of(term, spec)
+                continue
             table[f"loss_{term}"] = str(spec.get("type"))
             table.update({f"loss_{term}.{key}": str(value) for key, value in spec.items() if key != "type"})
         tables.append(table)

@@ -22,14 +22,17 @@ from ..exp.data import check_split_of
 from ..exp.device import choose_device
 from ..exp.loading import load_exp
 from ..head.patch import find_head, patch_model, stage_of, unpatch_model
-from ..head.terms import build_term
 from ..head.weights import ElementWeights
+from ..losses.terms import LossModule
 from ..runs.checkpoint import load_checkpoint
 from ..runs.files import write_atomically
 from ..runs.record import GRADIENT_COLUMNS
+from ..specs.build import build_loss
 from ..specs.config import LossConfig
+from ..specs.labels import label_of
 from ..specs.registry import LOSSES
-from ..specs.resolve import resolve
+from ..specs.resolve import can_be_calibrated, parts_of
+from ..specs.text import is_formula, parse
 from ..train.checkpoints import load_weights
 from ..train.seeds import prepare_process
 from .report import quiet
@@ -140,8 +143,8 @@ def calibrate(
 ) -> Calibration:
     """Train some dozens of steps with stock and with the chosen losses, from the same weights on the same images.
 
-    Then the knobs that bring the chosen losses' pull to stock's: the calibrated preset where the losses have one and it
-    is off, and ``loss_weight``; and a training with these.
+    Then the knobs that bring the chosen losses' pull to stock's: ``calibrated`` and ``by_overlap`` where the losses have
+    them, and ``loss_weight``; and a training with these.
 
     Args:
         exp_file: an experiment file.
@@ -234,6 +237,7 @@ class _Trainings:
         weigh = getattr(self.exp, "loss_weights", None)
         stage.element_weights = ElementWeights(weigh) if weigh is not None and name != STOCK else None
         stage.collect = stage.l1_is_scheduled = True
+        stage.set_epoch(1)  # a schedule at its start
         find_head(self.model).use_l1 = self._has_l1()
         optimizer = fresh_optimizer(self.exp, self.batch_size)
         rates = [group["lr"] for group in optimizer.param_groups]
@@ -294,14 +298,17 @@ def _row(stage: Any) -> dict[str, float]:
 # Knobs and warnings.
 
 
-def _asked(config: LossConfig) -> dict[str, dict[str, Any]]:
+def _asked(config: LossConfig) -> dict[str, Any]:
     """Term -> resolved loss, for the terms whose loss is not stock's."""
     stock = LossConfig().resolved()
     return {term: spec for term, spec in config.resolved().items() if spec != stock[term]}
 
 
-def _as_dict(spec: Any) -> dict[str, Any]:
-    return dict(spec) if isinstance(spec, Mapping) else {"type": spec}
+def _as_dict(term: str, spec: Any) -> dict[str, Any]:
+    """The spec of one loss as a dict."""
+    if isinstance(spec, Mapping):
+        return dict(spec)
+    return parse(f"loss_{term}", spec)[0] if is_formula(spec) else {"type": spec}
 
 
 def _shortest(spec: Any) -> Any:
@@ -312,9 +319,14 @@ def _with_presets(config: LossConfig) -> dict[str, Any]:
     """The specs, calibrated where that can be had and is not."""
     specs = config.to_dict()
     for term, resolved in _asked(config).items():
-        if resolved.get("preset") == "paper":
-            spec = _as_dict(specs[f"loss_{term}"])
-            specs[f"loss_{term}"] = {key: value for key, value in spec.items() if key != "preset"}
+        parts = parts_of(resolved)
+        if len(parts) > 1:
+            continue  # the parts of a sum share the term's pull as their weights say
+        row = LOSSES.get(term, parts[0]["type"])
+        if can_be_calibrated(term, row) and parts[0]["type"] != "bce":
+            specs[f"loss_{term}"] = {**_as_dict(term, specs[f"loss_{term}"]), "calibrated": True}
+        elif term == "iou" and parts[0].get("power") == 1:
+            specs["loss_iou"] = {**_as_dict(term, specs["loss_iou"]), "by_overlap": True}
     return specs
 
 
@@ -329,8 +341,11 @@ def _with_weights(specs: Mapping[str, Any], stock: Trial, last: Trial) -> dict[s
             least, most = sorted((_far(resolved), _near(resolved)))
             if least / _NEAR < 1 < most * _NEAR:
                 continue  # at some IoU it pulls as stock does: a weight that fits the bad boxes of the start would not fit later
-        weight = float(f"{resolved['loss_weight'] * wanted / pull:.2g}")
-        found[f"loss_{term}"] = {**_as_dict(found[f"loss_{term}"]), "loss_weight": weight}
+        parts = parts_of(resolved)
+        if len(parts) > 1 or isinstance(parts[0]["loss_weight"], Mapping):
+            continue  # a sum and a schedule are weighed by whoever wrote them
+        weight = float(f"{parts[0]['loss_weight'] * wanted / pull:.2g}")
+        found[f"loss_{term}"] = {**_as_dict(term, found[f"loss_{term}"]), "loss_weight": weight}
     return found
 
 
@@ -345,12 +360,12 @@ def _warnings(exp: Any, trials: Sequence[Trial]) -> Iterator[str]:
                 "and a threshold on the score has to be found anew"
             )
     asked = _asked(last.config)
-    if asked.get("obj", {}).get("target") == "iou":
+    if any(part.get("target") == "iou" for part in parts_of(asked.get("obj", []))):
         yield (
             "the objectness target is the IoU, and YOLOX's class targets carry the IoU too: the score, their product, is "
             "about IoU squared, so thresholds on it have to be lower"
         )
-    seen: list[dict[str, Any]] = []
+    seen: list[Any] = []
     for trial in trials[1:]:
         box = _asked(trial.config).get("iou")
         if box is None or box in seen:
@@ -359,13 +374,9 @@ def _warnings(exp: Any, trials: Sequence[Trial]) -> Iterator[str]:
         near, far = _near(box), _far(box)
         if not 1 / 1.5 <= far / max(near, 1e-9) <= 1.5:
             yield (
-                f"the {trial.name} loss_iou {box['type']} pulls boxes of IoU 0.2 {far:.2g} times as hard as stock's 1 - IoU**2, "
-                f"and boxes of IoU 0.9 {near:.2g} times: besides its formula it moves the effort between bad and good boxes"
-            )
-        elif box.get("preset") == "calibrated" and LOSSES.get("iou", box["type"]).by_overlap:
-            yield (
-                f"the {trial.name} loss_iou {box['type']} has power 1 where stock's 1 - IoU**2 has power 2; it is trained by "
-                "overlap, each box times 2 IoU, which makes up for it. Bare, preset='paper', it pulls good boxes half as hard"
+                f"the {trial.name} loss_iou {label_of('iou', box)} pulls boxes of IoU 0.2 {far:.2g} times as hard as stock's "
+                f"1 - IoU**2, and boxes of IoU 0.9 {near:.2g} times: besides its formula it moves the effort "
+                "between bad and good boxes"
             )
     for term in asked:
         ratio = last.pull(term) / stock.pull(term) if stock.pull(term) else 1.0
@@ -376,22 +387,24 @@ def _warnings(exp: Any, trials: Sequence[Trial]) -> Iterator[str]:
             )
 
 
-def _near(resolved: Mapping[str, Any]) -> float:
+def _near(resolved: Any) -> float:
     return _against_stock(resolved, iou=0.9)
 
 
-def _far(resolved: Mapping[str, Any]) -> float:
+def _far(resolved: Any) -> float:
     return _against_stock(resolved, iou=0.2)
 
 
-def _against_stock(resolved: Mapping[str, Any], iou: float) -> float:
+def _against_stock(resolved: Any, iou: float) -> float:
     """Pull of a box loss on a box of this IoU with the target, divided by the pull of stock's box loss."""
     side = 40.0
     shift = side * (1 - iou) / (1 + iou)
     pulls = []
     for spec in (resolved, "iou"):
         box = torch.tensor([[100.0 + shift, 100.0, side, side]], dtype=torch.float64, requires_grad=True)
-        loss = build_term("iou", resolve("iou", spec)).eval()  # a loss with a memory (wiou) as it is at the start
+        loss: Any = build_loss("iou", spec).eval()  # a loss with a memory (wiou) as it is at the start
+        if isinstance(loss, LossModule):
+            loss.set_epoch(1)
         facts = {"image_size": (200.0, 200.0)} if "image_size" in getattr(loss, "wants", ()) else {}
         value = loss(
             box, torch.tensor([[100.0, 100.0, side, side]], dtype=torch.float64), reduction_override="sum", **facts

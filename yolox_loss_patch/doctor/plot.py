@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +11,14 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..head.terms import build_term
 from ..losses.calibration import PRIOR
 from ..specs.build import build_loss
 from ..specs.knobs import nearest
+from ..specs.labels import label_of
+from ..specs.plain import literal
 from ..specs.registry import LOSSES, TERMS
-from ..specs.resolve import resolve
+from ..specs.resolve import parts_of, resolve
+from ..specs.text import is_formula
 
 _FORMATS = (".png", ".svg")
 # Facts that the loss stage would know; the boxes drawn here live in so small an image.
@@ -32,7 +33,7 @@ _STEPS = 200
 def plot(words: Sequence[str], out: str, regression: bool = False, points: int = 100) -> Path:
     """Draw losses of one term into a PNG or SVG file: against probability, IoU or offset, or boxes that move to their target.
 
-    Drawn are the formulas as published; with a preset, "{'type': 'giou', 'preset': 'calibrated'}", what is trained.
+    A loss is a name, "ciou(power=3)", a sum such as "bce+0.5*focal", or a dict.
     """
     path = Path(out)
     if path.suffix.lower() not in _FORMATS:
@@ -40,8 +41,8 @@ def plot(words: Sequence[str], out: str, regression: bool = False, points: int =
     if points < 1:
         raise ConfigError(f"--points is at least 1; got {points}.")
     specs = [_spec(word) for word in words]
-    term = _term([str(spec["type"]) for spec in specs], regression)
-    losses = {_label(spec): _element_wise(term, spec) for spec in specs}
+    term = _term(specs, regression)
+    losses = {label_of(term, resolve(term, spec)): _element_wise(term, spec) for spec in specs}
 
     import matplotlib
 
@@ -50,8 +51,8 @@ def plot(words: Sequence[str], out: str, regression: bool = False, points: int =
 
     if regression:
         figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-        for label, loss in losses.items():
-            axes.plot(simulate(loss, points), label=label)
+        for name, loss in losses.items():
+            axes.plot(simulate(loss, points), label=name)
         axes.set(xlabel="iteration", ylabel="error: mean L1 distance to the target, in sides", yscale="log")
         axes.set_title(f"{points} places x 49 anchors x 7 targets, as in the DIoU paper", fontsize=10)
         _finish(axes)
@@ -72,45 +73,59 @@ def _finish(axes: Any) -> None:
     axes.legend(fontsize=8)
 
 
-def _spec(word: str) -> dict[str, Any]:
-    """``ciou`` or ``{'type': 'ciou', 'gate': True}``."""
-    if not word.lstrip().startswith("{"):
-        return {"type": word}
-    try:
-        spec = dict(ast.literal_eval(word))
-    except (ValueError, SyntaxError, TypeError) as error:
-        raise ConfigError(f"{word!r} is no dict: {error}.") from error
-    if "type" not in spec:
-        raise ConfigError(f"{word!r} has no 'type'.")
+def _spec(word: str) -> Any:
+    """The spec of a word: a name, a text such as ``bce+0.5*dice``, or a literal."""
+    if not word.lstrip().startswith(("{", "[")):
+        return word
+    spec = literal(word)
+    if isinstance(spec, str):
+        raise ConfigError(f"{word!r} is no dict and no list.")
     return spec
 
 
-def _label(spec: dict[str, Any]) -> str:
-    knobs = ", ".join(f"{key}={value}" for key, value in spec.items() if key != "type")
-    return f"{spec['type']} ({knobs})" if knobs else str(spec["type"])
+def _term(specs: list[Any], regression: bool) -> str:
+    """The term that all losses fill.
 
-
-def _term(names: list[str], regression: bool) -> str:
-    """The term that all losses fill."""
+    Raises:
+        ConfigError: there is none.
+    """
     terms = ["iou"] if regression else list(TERMS)
+    errors = []
     for term in terms:
-        if all(name in LOSSES.names(term) for name in names):
+        try:
+            for spec in specs:
+                resolve(term, spec)
             return term
+        except ConfigError as error:
+            errors.append(error)
     known = {name for term in terms for name in LOSSES.names(term)}
-    for name in names:
-        if name not in known:
+    for spec in specs:
+        name = spec.get("type") if isinstance(spec, dict) else spec
+        if isinstance(name, str) and not is_formula(name) and name not in known:
             every = ", ".join(sorted(known))
             raise ConfigError(f"There is no loss {name!r} to draw.{nearest(name, known)} Choose from: {every}.")
+    for spec in specs:
+        if all(_fails(term, spec) for term in terms):
+            raise errors[0]
     raise ConfigError(
-        f"{', '.join(names)} fill different terms and have no axis in common; draw them one term at a time."
+        f"{', '.join(map(str, specs))} fill different terms and have no axis in common; draw them one term at a time."
     )
 
 
-def _element_wise(term: str, spec: dict[str, Any]) -> Any:
+def _fails(term: str, spec: Any) -> bool:
+    try:
+        resolve(term, spec)
+    except ConfigError:
+        return True
+    return False
+
+
+def _element_wise(term: str, spec: Any) -> Any:
     """The loss of each element, with gradient."""
-    if LOSSES.get(term, spec["type"]).whole_set:
-        raise ConfigError(f"{spec['type']} is a loss of a whole set; there is no curve of a single element.")
-    module = build_term(term, resolve(term, spec)) if "preset" in spec else build_loss(term, spec)
+    for part in parts_of(resolve(term, spec)):
+        if LOSSES.get(term, part["type"]).whole_set:
+            raise ConfigError(f"{part['type']} is a loss of a whole set; there is no curve of a single element.")
+    module: Any = build_loss(term, spec)
     module.eval()  # a loss with a memory (wiou) is drawn as it is at the start
     wants = getattr(module, "wants", ())
     facts = {"image_size": _IMAGE} if "image_size" in wants else {}
@@ -129,21 +144,21 @@ def _score_panels(grid: Any, losses: dict[str, Any]) -> None:
     logits = torch.linspace(-9, 9, 721, dtype=torch.float64)
     p = torch.sigmoid(logits)
     for column, target in enumerate((1.0, 0.0)):
-        for label, loss in losses.items():
+        for name, loss in losses.items():
             value, gradient = loss(logits, torch.full_like(logits, target))
-            grid[0, column].plot(p, value, label=label)
-            grid[1, column].plot(p, gradient.abs(), label=label)
+            grid[0, column].plot(p, value, label=name)
+            grid[1, column].plot(p, gradient.abs(), label=name)
         side = "foreground (target 1)" if target else "background (target 0)"
         grid[0, column].set(title=f"loss, {side}", xlabel="score", ylim=(0, 5))
         grid[1, column].set(title=f"|gradient| to the logit, {side}", xlabel="score", yscale="log", ylim=(1e-6, 3))
-    for label, loss in losses.items():
+    for name, loss in losses.items():
         up, down = (loss(logits, torch.full_like(logits, target))[1].abs() for target in (1.0, 0.0))
         chance = down / (up + down)  # where the pulls cancel
-        grid[0, 2].plot(p, chance, label=label)
+        grid[0, 2].plot(p, chance, label=name)
         # In that chance every such loss is BCE with a weight.
         weight = (up + down) / torch.gradient(torch.logit(chance), spacing=(logits,))[0]
         at_prior = int((chance - PRIOR).abs().argmin())
-        grid[1, 2].plot(chance[1:-1], (weight / weight[at_prior])[1:-1], label=label)  # the ends have one neighbour
+        grid[1, 2].plot(chance[1:-1], (weight / weight[at_prior])[1:-1], label=name)  # the ends have one neighbour
     grid[0, 2].set(title="chance of foreground that a score stands for", xlabel="score", yscale="log", ylim=(1e-4, 1))
     grid[1, 2].set(title="the same loss as BCE of that chance: its weight", xlabel="chance of foreground", ylim=(0, 4))
 
@@ -157,13 +172,13 @@ def _box_panels(grid: Any, losses: dict[str, Any]) -> None:
     shared = (2 - slide).clamp(min=0) * (1 - slide / 2).clamp(min=0)
     iou = shared / (4 - shared)
     touching = iou > 0
-    for label, loss in losses.items():
+    for name, loss in losses.items():
         value, gradient = loss(shifted, target.expand_as(shifted))
         pull = (gradient * along).sum(1) / math.hypot(1, 0.5)
-        grid[0, 0].plot(iou[touching], value[touching], label=label)
-        grid[0, 1].plot(iou[touching], pull[touching], label=label)
-        grid[1, 0].plot(slide / 2, value, label=label)
-        grid[1, 1].plot(slide / 2, pull, label=label)
+        grid[0, 0].plot(iou[touching], value[touching], label=name)
+        grid[0, 1].plot(iou[touching], pull[touching], label=name)
+        grid[1, 0].plot(slide / 2, value, label=name)
+        grid[1, 1].plot(slide / 2, pull, label=name)
     grid[0, 0].set(title="loss of a box of the right size, shifted", xlabel="IoU")
     grid[0, 1].set(title="pull back to the target (gradient along the shift)", xlabel="IoU")
     grid[1, 0].set(title="the same beyond touching", xlabel="shift, in sides of the target")
@@ -177,10 +192,10 @@ def _offset_panels(grid: Any, losses: dict[str, Any]) -> None:
     for column, reach in enumerate((1.5, 6.0)):
         d = torch.linspace(-reach, reach, 601, dtype=torch.float64)
         pred = d.unsqueeze(1).expand(-1, 4)
-        for label, loss in losses.items():
+        for name, loss in losses.items():
             value, gradient = loss(pred, torch.zeros_like(pred))
-            grid[0, column].plot(d, value[:, 0], label=label)
-            grid[1, column].plot(d, gradient[:, 0], label=label)
+            grid[0, column].plot(d, value[:, 0], label=name)
+            grid[1, column].plot(d, gradient[:, 0], label=name)
         grid[0, column].set(title="loss", xlabel="offset, in strides")
         grid[1, column].set(title="gradient", xlabel="offset, in strides")
 

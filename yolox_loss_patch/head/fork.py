@@ -23,6 +23,7 @@ from ..errors import ConfigError, HostError
 from ..losses.boxes import overlap, upcast
 from ..specs.catalogue import kit_losses
 from ..specs.config import LossConfig
+from ..specs.resolve import parts_of
 from . import hosts
 from .stage import LossStage, non_finite
 
@@ -104,14 +105,14 @@ def check(function: Callable[..., Any], config: LossConfig) -> None:
     asked = LossStage(config).asked
     resolved = config.resolved()
     for term in asked:
-        spec = resolved[term]
-        wrong = [f"{key}={spec[key]!r}" for key, value in _POSSIBLE.items() if spec.get(key, value) != value]
-        if "avg_factor" not in spec:
-            wrong.append(f"{spec['type']!r}, which averages over its set,")
-        if wrong:
-            raise ConfigError(
-                f"loss_{term}: {' and '.join(wrong)} cannot be had here, where {where} is a fork's. {_UNAVAILABLE}"
-            )
+        for spec in parts_of(resolved[term]):
+            wrong = [f"{key}={spec[key]!r}" for key, value in _POSSIBLE.items() if spec.get(key, value) != value]
+            if "avg_factor" not in spec:
+                wrong.append(f"{spec['type']!r}, which averages over its set,")
+            if wrong:
+                raise ConfigError(
+                    f"loss_{term}: {' and '.join(wrong)} cannot be had here, where {where} is a fork's. {_UNAVAILABLE}"
+                )
     if "l1" in asked and "self.l1_loss(" not in inspect.getsource(function):
         raise ConfigError(f"loss_l1 cannot be set here: {where} is a fork's and never calls self.l1_loss.")
     warn_of_swap(where)
@@ -148,6 +149,7 @@ class ForkStage(LossStage):
             raise ConfigError(f"loss_weights cannot be had here: {self.where()} is a fork's. {_UNAVAILABLE}")
         if self.ignores_regions:
             raise ConfigError(f"Ignored regions cannot be had here: {self.where()} is a fork's. {_UNAVAILABLE}")
+        self.check_schedules()
         inputs = inspect.signature(self.original).bind(head, *args, **kwargs).arguments
         calls = _LossCalls(self, head, inputs["imgs"], inputs["outputs"])
         # On the instance, where they hide the modules without taking their place: state_dict and children stay.

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from ..errors import PatchError
+from ..errors import ConfigError, PatchError
+from ..losses.terms import LossModule
 from ..specs.config import LossConfig
 from . import hosts
 from .fork import check, make_stage
@@ -220,6 +221,29 @@ def patch_model(model: Any, config: LossConfig | Mapping[str, Any] | None = None
         function = _applied.original
     head.get_losses = _BoundStage(head, make_stage(head, function, config))
     return model
+
+
+def set_epoch(model: Any, epoch: int) -> None:
+    """Tell a model's losses the epoch, for ``loss_weight`` schedules under a trainer that is not the kit's.
+
+    Args:
+        model: a YOLOX model with the kit's losses, a parallel wrapper around one, a head, or a module of `build_loss`.
+            Copies of the model (EMA) follow. In a distributed run every process calls this.
+        epoch: counted from 1, as the log does.
+
+    Raises:
+        ConfigError: an epoch that is no whole number above 0.
+        PatchError: a model with stock losses, or without a YOLOX head.
+    """
+    if not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 1:
+        raise ConfigError(f"An epoch is a whole number at least 1, as the log counts; got {epoch!r}.")
+    if isinstance(model, LossModule):
+        model.set_epoch(epoch)
+        return
+    stage = stage_of(model)
+    if stage is None:
+        raise PatchError("set_epoch: this model has YOLOX's own losses. Call patch_model() or apply() first.")
+    stage.set_epoch(epoch)
 
 
 def unpatch_model(model: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,18 +11,20 @@ from loguru import logger
 from torch import Tensor
 
 from ..errors import ConfigError, NonFiniteError
-from ..losses.calibration import WithStock
+from ..losses.schedule import Schedule
 from ..losses.state import number_of_ranks, sum_over_ranks
-from ..losses.terms import TermLoss
+from ..losses.terms import LossModule, TermLoss
+from ..specs.build import build_loss
 from ..specs.config import LossConfig
 from ..specs.registry import TERMS
+from ..specs.resolve import parts_of
 from . import hosts
 from .assign import Assignment, Rule, fast_assign, host_assign
 from .ignored import covered_by_regions, split_regions
 from .sampler import RandomSampler
 from .statistics import add_gradients, foreground_statistics
 from .targets import cls_targets, l1_targets, obj_targets, split_outputs
-from .terms import build_term
+from .terms import TermPart, term_parts, term_values
 from .weights import ElementWeights
 
 
@@ -40,6 +42,8 @@ class LossStage:
     Attributes:
         asked: the terms whose loss is not the default.
         losses: term -> its loss module.
+        parts: term -> its losses, more than one where the term is a sum.
+        part_values: of the last batch: the value of each part of a sum, by term and label.
         element_weights: the experiment's weights of the elements, None without.
         ignores_regions: whether labels of class -1 are ignored regions; else there are none.
         l1_is_scheduled: whether the trainer turns the L1 term on in the epoch of ``start_epoch``.
@@ -52,24 +56,20 @@ class LossStage:
         self.config = config
         resolved = config.resolved()
         defaults = LossConfig().resolved()
-        self.losses: dict[str, Any] = {term: build_term(term, resolved[term]) for term in TERMS}
+        self.losses: dict[str, Any] = {term: build_loss(term, resolved[term]) for term in TERMS}
         self.asked = [term for term in TERMS if resolved[term] != defaults[term]]
         for term, module in (host_losses or {}).items():
             if term not in self.asked:
                 self.losses[term] = TermLoss(term, type(module).__name__, module)
-        self.divided = {term: resolved[term]["reduction"] == "mean" for term in TERMS}
-        self.avg_factor = {
-            term: resolved[term].get("avg_factor", "num_fg" if isinstance(loss, WithStock) else None)
-            for term, loss in self.losses.items()
-        }
-        self.obj_target = resolved["obj"]["target"]
-        knobs = resolved["obj"]["sampler"]
-        self.sampler = None if knobs is None else RandomSampler(**{k: v for k, v in knobs.items() if k != "type"})
-        self.l1_start = resolved["l1"]["start_epoch"]
+        self.parts = {term: term_parts(term, resolved[term], self.losses[term]) for term in TERMS}
+        weights = [getattr(part.loss, "loss_weight", None) for parts in self.parts.values() for part in parts]
+        self._schedules = [weight for weight in weights if isinstance(weight, Schedule)]
+        self.l1_start = parts_of(resolved["l1"])[0]["start_epoch"]
         self.l1_is_scheduled = False
         self.element_weights: ElementWeights | None = None
         self.ignores_regions = False
         self.collect = False
+        self.part_values: dict[str, Tensor] = {}
         self.stats: dict[str, Tensor | int] = {}
         self.gradients: dict[str, Tensor] = {}
         self._warned_of_assignment = False
@@ -106,7 +106,7 @@ class LossStage:
             ConfigError: ``start_epoch`` of the L1 term under another trainer, ``loss_weights`` that do not fit.
             NonFiniteError: predictions that are not finite, where the assignment failed for them.
         """
-        self._check_schedule()
+        self.check_schedules()
         x_shift, y_shift = torch.cat(x_shifts, 1), torch.cat(y_shifts, 1)
         stride = torch.cat(expanded_strides, 1)
         assignment = self._assign(
@@ -123,27 +123,39 @@ class LossStage:
         factors = self._avg_factors(assignment, batch=len(outputs))
         facts = {"images": len(outputs), "image_size": imgs.shape[-2:]}
 
-        def term(name: str, pred: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
-            loss = self.losses[name]
-            extra = {fact: facts[fact] for fact in getattr(loss, "wants", ())}
-            if weight is not None:
-                extra["weight"] = weight
-            value: Tensor = loss(pred, target, avg_factor=factors[name], **extra)
-            return value
+        self.part_values.clear()
+
+        def term(
+            name: str, pred: Tensor, target: Callable[[TermPart], Tensor], weight: Callable[[TermPart], Tensor | None]
+        ) -> Tensor:
+            values = term_values(self.parts[name], pred, target, weight, factors, facts)
+            scale = hosts.BOX_WEIGHT if name == "iou" else 1
+            if len(values) > 1:
+                named = zip(self.parts[name], values, strict=True)
+                self.part_values.update({f"{name} {part.label}": scale * value.detach() for part, value in named})
+            total = values[0]
+            for value in values[1:]:
+                total = total + value
+            return total
 
         box_weights = weights.get("bbox_weights")
         boxes, obj_logits, cls_logits = split_outputs(outputs, rows)
-        loss_iou = hosts.BOX_WEIGHT * term("iou", boxes, assignment.boxes, box_weights)
-        obj_weights = self._obj_weights(assignment, len(outputs), weights.get("obj_weights"))
-        loss_obj = term("obj", obj_logits, obj_targets(assignment, rows, self.obj_target), obj_weights)
-        loss_cls = term("cls", cls_logits, cls_targets(assignment, head.num_classes), weights.get("label_weights"))
+        loss_iou = hosts.BOX_WEIGHT * term("iou", boxes, lambda part: assignment.boxes, lambda part: box_weights)
+        loss_obj = term(
+            "obj",
+            obj_logits,
+            lambda part: obj_targets(assignment, rows, part.target),
+            lambda part: _obj_weights(assignment, len(outputs), weights.get("obj_weights"), part.sampler),
+        )
+        classes = cls_targets(assignment, head.num_classes)
+        loss_cls = term("cls", cls_logits, lambda part: classes, lambda part: weights.get("label_weights"))
         loss_l1: Tensor | float = 0.0
         offsets = None
         if head.use_l1:
             anchor = rows % outputs.shape[1]
             targets = l1_targets(head, assignment.boxes, stride[0][anchor], x_shift[0][anchor], y_shift[0][anchor])
             offsets = torch.cat(origin_preds, 1).view(-1, 4)[rows]
-            loss_l1 = term("l1", offsets, targets, box_weights)
+            loss_l1 = term("l1", offsets, lambda part: targets, lambda part: box_weights)
         loss = loss_iou + loss_obj + loss_cls + loss_l1
 
         if self.collect:
@@ -164,12 +176,30 @@ class LossStage:
         for term, state in states.items():
             self.losses[term].load_running_state(state)
 
-    def _check_schedule(self) -> None:
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the epoch, counted from 1, to the losses whose ``loss_weight`` is a schedule."""
+        for loss in self.losses.values():
+            if isinstance(loss, LossModule):
+                loss.set_epoch(epoch)
+
+    def check_schedules(self) -> None:
+        """Refuse to go on where nobody keeps a schedule.
+
+        Raises:
+            ConfigError: a ``start_epoch`` or a ``loss_weight`` schedule under a trainer that does not tell the epoch.
+        """
         if self.l1_start is not None and not self.l1_is_scheduled:
             raise ConfigError(
                 f"loss_l1: start_epoch={self.l1_start} is kept by the kit's trainer, which does not train this model. "
                 "Train with it, or leave start_epoch out and set the head's use_l1 yourself."
             )
+        for schedule in self._schedules:
+            if schedule.epoch is None:
+                raise ConfigError(
+                    f"loss_weight {schedule.points} is a schedule, and this trainer does not tell the epoch. Train with "
+                    "`yolox-loss train`, or call yolox_loss_patch.set_epoch(model, epoch) at the start of each epoch, counted "
+                    "from 1."
+                )
 
     def _assign(self, head: Any, imgs: Tensor, outputs: Tensor, labels: Tensor, **anchors: Tensor) -> Assignment:
         """The matches of a batch, by the kit's assigner or by the host's, and the anchors in ignored regions.
@@ -216,30 +246,33 @@ class LossStage:
             )
         return rule
 
-    def _avg_factors(self, assignment: Assignment, batch: int) -> dict[str, Any]:
-        """What each term is divided by; None where the reduction is not a mean, or the loss divides by itself."""
+    def _avg_factors(self, assignment: Assignment, batch: int) -> dict[str | None, Any]:
+        """Name of an ``avg_factor`` -> its value in this batch."""
         numbers: dict[Any, Any] = {
             "num_fg": max(assignment.num_fg, 1),
             "num_gt": max(assignment.num_gt, 1),
             "batch": batch,
             None: None,
         }
-        if "global" in self.avg_factor.values():
+        if any(part.avg_factor == "global" for parts in self.parts.values() for part in parts):
             everywhere = sum_over_ranks(assignment.ious.new_tensor(float(assignment.num_fg)))
             # DDP averages the gradients of the ranks, so a share of the sum makes each anchor count the same.
             numbers["global"] = (everywhere / number_of_ranks()).clamp(min=1)
-        return {term: numbers[self.avg_factor[term]] if self.divided[term] else None for term in TERMS}
+        return numbers
 
-    def _obj_weights(self, assignment: Assignment, batch: int, weights: Tensor | None) -> Tensor | None:
-        """The objectness term's weights ``(B*A, 1)``, 0 where an anchor is ignored or the sampler did not draw it."""
-        factors = [] if weights is None else [weights.view(-1)]
-        foreground, ignored = assignment.fg_mask, assignment.ignored
-        if ignored is not None:
-            factors.append((~ignored).to(assignment.ious.dtype))
-        if self.sampler is not None:
-            background = ~foreground if ignored is None else ~(foreground | ignored)
-            factors.append(self.sampler(foreground.view(batch, -1), background.view(batch, -1)).view(-1))
-        return functools.reduce(torch.mul, factors).view(-1, 1) if factors else None
+
+def _obj_weights(
+    assignment: Assignment, batch: int, weights: Tensor | None, sampler: RandomSampler | None
+) -> Tensor | None:
+    """The objectness term's weights ``(B*A, 1)``, 0 where an anchor is ignored or the sampler did not draw it."""
+    factors = [] if weights is None else [weights.view(-1)]
+    foreground, ignored = assignment.fg_mask, assignment.ignored
+    if ignored is not None:
+        factors.append((~ignored).to(assignment.ious.dtype))
+    if sampler is not None:
+        background = ~foreground if ignored is None else ~(foreground | ignored)
+        factors.append(sampler(foreground.view(batch, -1), background.view(batch, -1)).view(-1))
+    return functools.reduce(torch.mul, factors).view(-1, 1) if factors else None
 
 
 def non_finite(outputs: Tensor) -> NonFiniteError | None:

@@ -1,37 +1,87 @@
-"""The loss modules of the terms, as the loss stage calls them."""
+"""The losses of the terms, as the loss stage calls them: a term has one loss, or the parts of a sum."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from ..errors import ConfigError
-from ..losses.calibration import Calibrated, WeighedByOverlap, WithStock
-from ..losses.terms import TermLoss
-from ..specs.build import build_loss
-from ..specs.registry import LOSSES
+from torch import Tensor
+
+from ..specs.labels import label_of
+from ..specs.resolve import parts_of
+from .sampler import RandomSampler
 
 
-def build_term(term: str, resolved: Mapping[str, Any]) -> Any:
-    """The loss of a term, brought to YOLOX's scale and meaning where its preset says so.
+@dataclass
+class TermPart:
+    """One loss of a term.
 
-    Raises:
-        ConfigError: knobs with which it has no calibration.
+    Attributes:
+        label: of the loss, for the log.
+        loss: its module.
+        reduction: ``mean`` or ``sum``.
+        avg_factor: what its sum is divided by; None: nothing, or the loss divides by itself.
+        target: of the objectness term: ``hard`` or ``iou``.
+        sampler: of the objectness term: which anchors the loss looks at; None: all.
     """
-    loss = build_loss(term, resolved)
-    if resolved.get("preset") != "calibrated":
-        return loss
-    assert isinstance(loss, TermLoss)  # as all losses of the kit are
-    row = LOSSES.get(term, resolved["type"])
-    if row.by_overlap:
-        return WeighedByOverlap(loss)
-    if row.share_with_stock is not None:
-        return WithStock(loss, row.share_with_stock)
-    try:
-        # Where each anchor of all ranks counts the same, the unit is that of all of them.
-        return Calibrated(loss, over_ranks=resolved.get("avg_factor") == "global")
-    except ValueError as error:
-        raise ConfigError(
-            f"loss_{term}: {resolved['type']} cannot be calibrated with these knobs, as {error}. Write preset='paper' to "
-            "train the formula as it is."
-        ) from error
+
+    label: str
+    loss: Any
+    reduction: str = "mean"
+    avg_factor: str | None = "num_fg"
+    target: str = "hard"
+    sampler: RandomSampler | None = None
+
+
+def term_parts(term: str, resolved: Any, module: Any) -> list[TermPart]:
+    """The parts of a term.
+
+    Args:
+        term: ``obj``, ``cls``, ``iou`` or ``l1``.
+        resolved: its resolved loss, or a list of these.
+        module: what `build_loss` makes of it.
+    """
+    specs = parts_of(resolved)
+    modules: Sequence[Any] = module.losses if len(specs) > 1 else [module]
+    return [_part(term, spec, each) for spec, each in zip(specs, modules, strict=True)]
+
+
+def _part(term: str, spec: Mapping[str, Any], module: Any) -> TermPart:
+    knobs = spec.get("sampler")
+    return TermPart(
+        label_of(term, spec),
+        module,
+        spec["reduction"],
+        spec.get("avg_factor") if spec["reduction"] == "mean" else None,
+        spec.get("target", "hard"),
+        None if knobs is None else RandomSampler(**{key: value for key, value in knobs.items() if key != "type"}),
+    )
+
+
+def term_values(
+    parts: Sequence[TermPart],
+    pred: Tensor,
+    target: Callable[[TermPart], Tensor],
+    weight: Callable[[TermPart], Tensor | None],
+    factors: Mapping[str | None, Any],
+    facts: Mapping[str, Any],
+) -> list[Tensor]:
+    """The value of each part of a term.
+
+    Args:
+        parts: of the term.
+        pred: its predictions.
+        target: part -> its targets.
+        weight: part -> the weights of its elements, None without.
+        factors: name of an ``avg_factor`` -> its value in this batch.
+        facts: of the batch, those that a loss may ask for.
+    """
+    values = []
+    for part in parts:
+        extra = {fact: facts[fact] for fact in getattr(part.loss, "wants", ())}
+        element_weights = weight(part)
+        if element_weights is not None:
+            extra["weight"] = element_weights
+        values.append(part.loss(pred, target(part), avg_factor=factors[part.avg_factor], **extra))
+    return values

@@ -5,6 +5,7 @@ Boxes are ``(N, 4)`` tensors of ``(cx, cy, w, h)`` in pixels.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -39,10 +40,6 @@ class Overlap(NamedTuple):
     target_tl: Tensor
     target_br: Tensor
 
-    def enclosing(self) -> Tensor:
-        """Sides ``(N, 2)`` in px of the smallest box around both."""
-        return torch.max(self.pred_br, self.target_br) - torch.min(self.pred_tl, self.target_tl)
-
 
 def overlap(pred: Tensor, target: Tensor) -> Overlap:
     """IoU of ``(N, 4)`` boxes, pair by pair.
@@ -63,6 +60,58 @@ def overlap(pred: Tensor, target: Tensor) -> Overlap:
     union = area_pred + area_target - intersection
     iou = intersection / (union + 1e-16)
     return Overlap(iou, union, pred_tl, pred_br, target_tl, target_br)
+
+
+class Pair:
+    """Predicted boxes and their targets, and what the box losses measure on them; each is computed once.
+
+    Args:
+        pred: ``(N, 4)`` boxes (cx, cy, w, h) in px.
+        target: ``(N, 4)``.
+    """
+
+    def __init__(self, pred: Tensor, target: Tensor) -> None:
+        self.pred, self.target = pred, target
+        self.overlap = overlap(pred, target)
+        self.iou = self.overlap.iou
+
+    @cached_property
+    def offset(self) -> Tensor:
+        """Centre of the prediction minus centre of the target ``(N, 2)`` in px."""
+        return self.pred[:, :2] - self.target[:, :2]
+
+    @cached_property
+    def enclosing(self) -> Tensor:
+        """Sides ``(N, 2)`` in px of the smallest box around both."""
+        lies = self.overlap
+        return torch.max(lies.pred_br, lies.target_br) - torch.min(lies.pred_tl, lies.target_tl)
+
+    @cached_property
+    def enclosing_squared(self) -> Tensor:
+        """The squares of the enclosing sides ``(N, 2)`` in px2."""
+        return self.enclosing.square()
+
+    @cached_property
+    def diagonal(self) -> Tensor:
+        """The squared diagonal of the enclosing box ``(N,)`` in px2: ``c2``."""
+        return self.enclosing_squared.sum(1)
+
+    @cached_property
+    def distance(self) -> Tensor:
+        """The squared distance of the centres ``(N,)`` in px2: ``rho2``."""
+        return self.offset.square().sum(1)
+
+    @cached_property
+    def edges(self) -> Tensor:
+        """Powerful-IoU's P ``(N,)``: the mean distance of the edges, in sides of the target."""
+        lies = self.overlap
+        gaps = (lies.pred_tl - lies.target_tl).abs() + (lies.pred_br - lies.target_br).abs()
+        return ratio(gaps, self.target[:, 2:]).sum(1) / 4
+
+    def mismatch(self) -> Tensor:
+        """``|w - w*|/max(w, w*)`` and the same of the heights ``(N, 2)``, in [0, 1]."""
+        sides, others = self.pred[:, 2:], self.target[:, 2:]
+        return ratio((sides - others).abs(), torch.maximum(sides, others))
 
 
 def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:

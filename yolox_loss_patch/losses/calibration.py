@@ -7,10 +7,9 @@ background 4,460 times less gradient than BCE's. Which probability a score stand
 its pulls on foreground and background cancel (2011.09172 does so for focal loss). With that the loss is trained on a
 logit that means what BCE's means, and pulls as hard in all as BCE would.
 
-Some losses cannot stand alone in YOLOX. A loss of a whole set (Dice, Tversky, GHM-C) has no such probability: where an
-anchor comes to rest depends on all the others. Dice sends every score to 0 or 1, GHM-C all of them to about 1/2. Beside
-BCE they leave the score a probability, give or take, and YOLOX's start its pull; so Dice is trained in segmentation too
-(1809.10486). NWD counts pixels where YOLOX's label assignment counts overlap, and stands beside YOLOX's box loss.
+A loss of a whole set (Dice, Tversky, GHM-C) has no such probability: where an anchor comes to rest depends on all the
+others. Dice sends every score to 0 or 1, GHM-C all of them to about 1/2. In a sum with BCE (``bce+dice``) the score stays
+a probability, give or take, so Dice is trained in segmentation too (1809.10486).
 
 YOLOX's box loss is 1 - IoU**2, whose slope is 2 IoU. Nearly all others are 1 - IoU and something more, with a slope of 1:
 they pull bad boxes harder, which unsettles a start, and in a network that is trained, where most boxes fit, half as hard.
@@ -25,7 +24,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import focal, iou
 from .boxes import overlap, upcast
 from .state import sum_over_ranks
 from .terms import Call, LossModule, TermLoss
@@ -63,6 +61,7 @@ class _Wrapper(LossModule):
     def __init__(self, loss: TermLoss) -> None:
         super().__init__()
         self.loss, self.wants = loss, loss.wants
+        self.loss_weight, self.reduction = loss.loss_weight, loss.reduction
 
     def running_state(self) -> dict[str, Tensor]:
         """What the loss has learnt from the batches so far."""
@@ -71,6 +70,10 @@ class _Wrapper(LossModule):
     def load_running_state(self, state: dict[str, Tensor]) -> None:
         """Go on from a `running_state`."""
         self.loss.load_running_state(state)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the epoch, counted from 1, to a ``loss_weight`` that is a schedule."""
+        self.loss.set_epoch(epoch)
 
 
 class Calibrated(_Wrapper):
@@ -139,27 +142,6 @@ class Calibrated(_Wrapper):
         return ((pred - self.start) / _STEP).long().clamp_(0, len(self.pulls) - 1)
 
 
-class WithStock(_Wrapper):
-    """A loss and YOLOX's own of that term, added: ``loss_weight * (stock + share * loss)``.
-
-    Args:
-        loss: its ``loss_weight`` and ``reduction`` are those of both.
-        share: of the loss.
-    """
-
-    def __init__(self, loss: TermLoss, share: float) -> None:
-        super().__init__(loss)
-        self.share = share
-        name, kernel = ("iou", iou.iou) if loss.term == "iou" else ("bce", focal.bce)
-        self.stock = TermLoss(loss.term, name, kernel, loss_weight=loss.loss_weight, reduction=loss.reduction)
-
-    def compute(self, call: Call) -> Tensor:
-        """The sum; ``avg_factor`` does not divide a loss of a whole set."""
-        stock = self.stock.compute(call._replace(facts={}))
-        value = self.loss.compute(call._replace(avg_factor=None) if self.loss.whole_set else call)
-        return stock + self.share * value
-
-
 class WeighedByOverlap(_Wrapper):
     """A box loss of power 1 with the pull of YOLOX's own: each box times ``2 IoU``, detached.
 
@@ -175,13 +157,13 @@ class WeighedByOverlap(_Wrapper):
         with torch.no_grad():
             slope = 2 * overlap(*upcast(call.pred, call.target)).iou
             if call.weight is not None:
-                slope *= call.weight.mean(1) if call.weight.dim() == 2 else call.weight
+                slope *= self.loss.fit(call.weight, slope)
         return self.loss.compute(call._replace(weight=slope))
 
 
 def _pull(loss: TermLoss, logits: Tensor, target: float) -> Tensor:
     """How hard a loss of weight 1 pulls at each of these logits, towards the target."""
     logits = logits.clone().requires_grad_()
-    value = loss.kernel(logits, torch.full_like(logits, target), **loss.knobs)
+    value = loss.kernel(logits, torch.full_like(logits, target))
     (gradient,) = torch.autograd.grad(value.sum(), logits)
     return -gradient if target else gradient

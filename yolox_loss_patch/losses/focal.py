@@ -17,7 +17,7 @@ from .derivatives import has_no_custom_gradient
 from .row import Limits, loss_row
 from .state import RunningKernel, number_of_ranks, sum_over_ranks
 
-_HARD_OR_IOU = ("hard", "iou")
+_HARD_OR_IOU, _IOU_OR_HARD = ("hard", "iou"), ("iou", "hard")
 _PER_CLASS = "a list of numbers at least 0, one per class, or a dict from class names to such numbers"
 FOCAL_LIMITS = {"alpha": Limits(low=0, high=1, also=(-1.0,)), "gamma": Limits(low=0)}
 _BCE, _YOLOX = "-t log p - (1-t) log(1-p)", "YOLOX 2107.08430"
@@ -176,7 +176,7 @@ def _focal(pred: Tensor, target: Tensor, alpha: float, gamma: float) -> tuple[Te
     formula="t > 0: t BCE(p, t); t = 0: alpha p^gamma BCE",
     source="2008.13367",
     limits={"alpha": Limits(low=0), "gamma": Limits(low=0), "iou_weighted": Limits()},
-    targets=_HARD_OR_IOU,
+    targets=_IOU_OR_HARD,
 )
 def varifocal(
     pred: Tensor, target: Tensor, alpha: float = 0.75, gamma: float = 2.0, iou_weighted: bool = True
@@ -224,7 +224,7 @@ def _varifocal(pred: Tensor, target: Tensor, alpha: float, gamma: float, iou_wei
     formula="|t - p|^beta BCE(p, t)",
     source="2006.04388",
     limits={"beta": Limits(low=0)},
-    targets=_HARD_OR_IOU,
+    targets=_IOU_OR_HARD,
 )
 def quality_focal(pred: Tensor, target: Tensor, beta: float = 2.0) -> Tensor:
     """Quality focal loss: ``|t - p|**beta BCE(p, t)``, for soft targets; smallest at p = t.

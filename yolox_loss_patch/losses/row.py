@@ -58,7 +58,9 @@ class Row:
         targets: which targets of the objectness term it can have, the default first.
         whole_set: it weighs and averages over its set itself, so no ``avg_factor`` divides it.
         wants: facts of the batch that it asks the loss stage for.
-        defaults: knob -> its default, read from the kernel's signature.
+        power: of a box loss of the form ``1 - IoU + penalties``: the kernel gives its penalties, and this is the default
+            of the modifier ``power``. None: a loss of another form.
+        attention: of such a loss: a factor that belongs to its formula.
     """
 
     terms: tuple[str, ...]
@@ -70,16 +72,47 @@ class Row:
     targets: tuple[str, ...] = ("hard",)
     whole_set: bool = False
     wants: tuple[str, ...] = ()
+    power: float | None = None
+    attention: Callable[..., Any] | None = None
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """Knob -> its default."""
+        """Knob -> its default, read from the kernel's signature."""
         parameters = inspect.signature(self.kernel).parameters
         return {knob: parameters[knob].default for knob in self.limits}
 
 
+@dataclass(frozen=True)
+class Alias:
+    """A name for a box loss with some of its modifiers set.
+
+    Attributes:
+        name: in a spec.
+        of: the name of the loss.
+        formula, source: one line each.
+        renames: knob of the alias -> the modifier it is, ``power``, or the knob of one, ``wise.alpha``.
+        sets: modifier -> its value where the spec does not say otherwise.
+    """
+
+    name: str
+    of: str
+    formula: str
+    source: str
+    renames: Mapping[str, str]
+    sets: Mapping[str, Any]
+
+
 ROWS: list[Row] = []
 """All rows, in the order in which the modules of this room were imported."""
+ALIASES: list[Alias] = []
+"""All aliases, in the order in which they were written."""
+
+
+def alias_row(
+    name: str, *, of: str, formula: str, source: str, renames: Mapping[str, str], sets: Mapping[str, Any]
+) -> None:
+    """Enter an `Alias` into the catalogue."""
+    ALIASES.append(Alias(name, of, formula, source, renames, sets))
 
 
 def loss_row(
@@ -91,6 +124,8 @@ def loss_row(
     targets: tuple[str, ...] = ("hard",),
     whole_set: bool = False,
     wants: tuple[str, ...] = (),
+    power: float | None = None,
+    attention: Callable[..., Any] | None = None,
 ) -> Callable[[_Kernel], _Kernel]:
     """Decorator: enter a function, or a class of kernels, into the catalogue.
 
@@ -100,7 +135,7 @@ def loss_row(
         terms: of ``obj``, ``cls``, ``iou``, ``l1``.
         formula, source: one line each; a source is an arXiv id where there is one.
         name: the name in a spec; the function's own if not given.
-        limits, targets, whole_set, wants: see `Row`.
+        limits, targets, whole_set, wants, power, attention: see `Row`.
 
     Raises:
         TypeError: a knob that the signature does not have, or that has no default there.
@@ -108,7 +143,17 @@ def loss_row(
 
     def enter(kernel: _Kernel) -> _Kernel:
         row = Row(
-            terms, name or kernel.__name__, kernel, formula, source, dict(limits or {}), targets, whole_set, wants
+            terms=terms,
+            name=name or kernel.__name__,
+            kernel=kernel,
+            formula=formula,
+            source=source,
+            limits=dict(limits or {}),
+            targets=targets,
+            whole_set=whole_set,
+            wants=wants,
+            power=power,
+            attention=attention,
         )
         parameters = inspect.signature(kernel).parameters
         for knob in row.limits:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import RunError
 from ..specs.config import KEYS, LossConfig
+from ..specs.labels import label_of
 from ..specs.plain import plain
 from .differences import training_sizes
 from .plain_yolox import LOG, read_plain
@@ -347,7 +348,7 @@ def _stem(name: str) -> str:
 
 
 def loss_label(record: dict[str, Any], terms: Sequence[str], weighed: bool) -> str:
-    """The losses of these terms in a few words: those that are not stock's, with the knobs that were set.
+    """The losses of these terms in a few words: those that are not stock's, with the knobs that are not their default.
 
     ``weighed``: element weights of the experiment, `yolox_loss_patch.LossExp`, are named too.
     """
@@ -355,12 +356,8 @@ def loss_label(record: dict[str, Any], terms: Sequence[str], weighed: bool) -> s
     parts = []
     for term in terms:
         resolved = record["resolved_losses"].get(term) or {}
-        if all(stock.get(term, {}).get(key) == value for key, value in resolved.items()):
-            continue
-        written = record["losses"].get(f"loss_{term}", {})
-        knobs = {key: value for key, value in written.items() if key != "type"} if isinstance(written, dict) else {}
-        said = ", ".join(f"{key}={value}" for key, value in knobs.items())
-        parts.append(f"{term} {resolved.get('type')}" + (f" ({said})" if said else ""))
+        if resolved and plain(resolved) != plain(stock[term]):
+            parts.append(f"{term} {label_of(term, resolved)}")
     if weighed and _WEIGHTS in record.get("code", {}):
         parts.append(_WEIGHTS)
     return " + ".join(parts) or "stock"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..losses import focal, iou, l1, region, row
@@ -21,10 +22,10 @@ class Loss:
         targets: which targets of the objectness term it can have, the default first.
         whole_set: it weighs and averages over its set itself, so no ``avg_factor`` divides it.
         wants: facts of the batch that it asks the loss stage for.
-        calibrated: whether the loss stage trains it as `Calibrated` unless its ``preset`` is ``paper``.
-        share_with_stock: its share in `WithStock`, where it cannot stand alone, unless its ``preset`` is ``paper``.
-        by_overlap: whether the loss stage trains it as `WeighedByOverlap` unless its ``preset`` is ``paper``.
-        published: settings that ``preset="paper"`` has otherwise than the defaults.
+        power: of a box loss of the form ``1 - IoU + penalties``, whose kernel gives the penalties: the default of the
+            modifier ``power``; None for a loss of another form.
+        attention: of such a loss: a factor that belongs to its formula.
+        alias: for a name of another loss with modifiers set.
         from_kit: False for a user's class, which checks its own knobs.
     """
 
@@ -35,29 +36,23 @@ class Loss:
     targets: tuple[str, ...] = ("hard",)
     whole_set: bool = False
     wants: tuple[str, ...] = ()
-    calibrated: bool = False
-    share_with_stock: float | None = None
-    by_overlap: bool = False
-    published: Mapping[str, Any] = field(default_factory=dict)
+    power: float | None = None
+    attention: Callable[..., Any] | None = None
+    alias: row.Alias | None = None
     from_kit: bool = True
 
-    @property
-    def has_presets(self) -> bool:
-        """Whether the default is another than the paper's."""
-        return self.calibrated or self.by_overlap or self.share_with_stock is not None
+
+#: Modifier -> its knob; the default of ``power`` is the loss's own.
+MODIFIERS = {
+    name: Knob.of(inspect.signature(iou.BoxLoss).parameters[name].default, limits)
+    for name, limits in iou.MODIFIERS.items()
+}
 
 
 def _knobs(entry: row.Row) -> dict[str, Knob]:
     """The knobs of a row, with the defaults of its kernel's signature."""
     defaults = entry.defaults
     return {name: Knob.of(defaults[name], limits) for name, limits in entry.limits.items()}
-
-
-# Which losses are trained otherwise than as published unless their preset says so.
-_CALIBRATED = ("focal", "varifocal", "quality_focal")
-# GHM-C does not fade as BCE does: at 1 it would outweigh BCE in the end.
-_WITH_STOCK = {"ghmc": 0.2, "dice": 1.0, "tversky": 1.0, "dice_focal": 1.0, "nwd": 1.0}
-_PUBLISHED = {"varifocal": {"target": "iou"}, "quality_focal": {"target": "iou"}}
 
 
 def _loss(entry: row.Row) -> Loss:
@@ -69,15 +64,34 @@ def _loss(entry: row.Row) -> Loss:
         entry.targets,
         entry.whole_set,
         entry.wants,
-        calibrated=entry.name in _CALIBRATED,
-        share_with_stock=_WITH_STOCK.get(entry.name),
-        by_overlap="iou" in entry.terms and entry.name not in ("iou", "nwd") and not entry.name.startswith("alpha"),
-        published=_PUBLISHED.get(entry.name, {}),
+        entry.power,
+        entry.attention,
     )
+
+
+def _alias(alias: row.Alias, loss: Loss) -> Loss:
+    """The loss under its other name, whose knobs are modifiers of the loss."""
+    knobs = {}
+    for knob, target in alias.renames.items():
+        modifier, _, inner = target.partition(".")
+        if inner:
+            default = {**_defaults(iou.Wise), **alias.sets[modifier]}[inner]
+            knobs[knob] = Knob.of(default, iou.Wise.limits[inner])
+        else:
+            knobs[knob] = replace(MODIFIERS[modifier], default=alias.sets[modifier])
+    own = {name: knob for name, knob in loss.knobs.items() if name != "mode"}
+    return replace(loss, knobs={**knobs, **own}, formula=alias.formula, source=alias.source, alias=alias)
+
+
+def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
+    return {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
 
 
 def kit_losses() -> list[tuple[tuple[str, ...], str, Loss]]:
     """(terms, name, loss) of every loss of the kit, in the order in which `list` shows them."""
     order = [module.__name__ for module in (focal, region, iou, l1)]
     rows = sorted(row.ROWS, key=lambda entry: order.index(entry.kernel.__module__))
-    return [(entry.terms, entry.name, _loss(entry)) for entry in rows]
+    losses = [(entry.terms, entry.name, _loss(entry)) for entry in rows]
+    boxes = {name: loss for terms, name, loss in losses if terms == ("iou",)}
+    aliases = [(("iou",), alias.name, _alias(alias, boxes[alias.of])) for alias in row.ALIASES]
+    return [*losses, *aliases]

@@ -12,8 +12,9 @@ from typing import Any
 from ..data.annotations import default_data_dir, read_class_names
 from ..errors import ConfigError
 from .knobs import nearest
-from .registry import TERMS
-from .resolve import resolve
+from .labels import label_of
+from .registry import LOSSES, TERMS
+from .resolve import parts_of, resolve
 
 KEYS = tuple(f"loss_{term}" for term in TERMS)
 ASSIGNERS = ("auto", "fast", "host")
@@ -25,7 +26,7 @@ class LossConfig:
     """The specs of the four terms; the defaults are stock YOLOX.
 
     Args:
-        loss_obj, loss_cls, loss_iou, loss_l1: a name or a dict with ``type`` and knobs.
+        loss_obj, loss_cls, loss_iou, loss_l1: a name, a dict with ``type`` and knobs, a list of these, or ``bce+0.5*dice``.
         loss_assign: ``fast``, the kit's label assignment, which gives the matches of a known host (an unknown host's
             own is used instead); ``host``, the host's own; ``auto``, fast where it is proven to give the host's bits,
             which is on the CPU, else host.
@@ -43,9 +44,12 @@ class LossConfig:
     loss_assign: str = "auto"
 
     def __post_init__(self) -> None:
-        for term, spec in self.resolved().items():
-            if spec["reduction"] == "none":
-                raise ConfigError(f"loss_{term}: a term of the training loss is one number; reduction is mean or sum.")
+        for term, resolved in self.resolved().items():
+            for spec in parts_of(resolved):
+                if spec["reduction"] == "none":
+                    raise ConfigError(
+                        f"loss_{term}: a term of the training loss is one number; reduction is mean or sum."
+                    )
         if self.loss_assign not in ASSIGNERS:
             hint = nearest(self.loss_assign, ASSIGNERS)
             raise ConfigError(f"loss_assign is {', '.join(ASSIGNERS)}; got {self.loss_assign!r}.{hint}")
@@ -96,8 +100,8 @@ class LossConfig:
         specs = {key: copy.deepcopy(getattr(self, key)) for key in KEYS}
         return specs if self.loss_assign == "auto" else {**specs, "loss_assign": self.loss_assign}
 
-    def resolved(self) -> dict[str, dict[str, Any]]:
-        """Term -> its loss with every knob spelt out."""
+    def resolved(self) -> dict[str, Any]:
+        """Term -> its loss with every knob spelt out; a list of such losses for a sum."""
         return {term: resolve(term, getattr(self, f"loss_{term}")) for term in TERMS}
 
     def __eq__(self, other: object) -> bool:
@@ -111,10 +115,7 @@ class LossConfig:
         return hash(repr((self.resolved(), self.loss_assign)))
 
     def __str__(self) -> str:
-        parts = []
-        for term, spec in self.resolved().items():
-            knobs = ", ".join(f"{key}={value!r}" for key, value in spec.items() if key != "type")
-            parts.append(f"loss_{term}={spec['type']}({knobs})")
+        parts = [f"loss_{term}={label_of(term, resolved)}" for term, resolved in self.resolved().items()]
         return "  ".join([*parts, f"loss_assign={self.loss_assign}"])
 
 
@@ -152,29 +153,36 @@ def _settings_of_host(exp: Any) -> set[str]:
 # Weights by class.
 
 
+_PER_CLASS = ("class_weight", "pos_weight")
+
+
 def _with_class_numbers(exp: Any, spec: Any) -> Any:
-    """The spec of the class term with a list where it has weights by name, checked against the number of classes."""
-    resolved = resolve("cls", spec)
-    for key in ("class_weight", "pos_weight"):
-        weights = resolved.get(key)
-        if resolved["type"] != "bce" or not isinstance(weights, (dict, tuple)):
-            continue
-        if isinstance(weights, dict):
-            names = _class_names(exp)
-            for name in weights:
-                if name not in names:
-                    raise ConfigError(
-                        f"loss_cls: {key}: there is no class {name!r}.{nearest(name, names)} The annotation file has: "
-                        f"{', '.join(names)}."
-                    )
-            weights = tuple(weights.get(name, 1.0) for name in names)  # a class not named has weight 1
-            resolved[key] = list(weights)
-            spec = resolved
-        if len(weights) != exp.num_classes:
-            raise ConfigError(
-                f"loss_cls: {key} has {len(weights)} numbers, and the experiment has num_classes = {exp.num_classes}."
-            )
-    return spec
+    """The spec of the class term with lists where it has numbers by class name, checked against the number of classes."""
+    parts = parts_of(resolve("cls", spec))
+    changed = False
+    for part in parts:
+        row = LOSSES.get("cls", part["type"])
+        for key in _PER_CLASS:
+            numbers = part.get(key)
+            if not row.from_kit or not isinstance(numbers, (dict, tuple)):
+                continue
+            if isinstance(numbers, dict):
+                names = _class_names(exp)
+                for name in numbers:
+                    if name not in names:
+                        raise ConfigError(
+                            f"loss_cls: {key}: there is no class {name!r}.{nearest(name, names)} The annotation file has: "
+                            f"{', '.join(names)}."
+                        )
+                numbers = tuple(numbers.get(name, 1.0) for name in names)  # a class not named has weight 1
+                part[key], changed = list(numbers), True
+            if len(numbers) != exp.num_classes:
+                raise ConfigError(
+                    f"loss_cls: {key} has {len(numbers)} numbers, and the experiment has num_classes = {exp.num_classes}."
+                )
+    if not changed:
+        return spec
+    return parts if len(parts) > 1 else parts[0]
 
 
 def _class_names(exp: Any) -> list[str]:

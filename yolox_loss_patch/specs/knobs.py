@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigError
+from ..losses.iou import Wise
 from ..losses.row import Limits
 from .plain import as_python, is_number
 
@@ -152,6 +154,55 @@ def factor_or_factors(value: Any) -> float | tuple[float, ...] | dict[str, float
     return factors(value) if isinstance(value, (Sequence, Mapping)) else _factor(value)
 
 
+def interval(value: Any) -> tuple[float, float] | None:
+    """(d, u) with 0 <= d < u <= 1; None for (0, 1), which changes nothing. ValueError for anything else."""
+    if not isinstance(value, Sequence) or len(value) != 2 or not all(map(is_number, value)):
+        raise ValueError
+    low, high = map(float, value)
+    if not 0 <= low < high <= 1 or high - low < 1e-6:
+        raise ValueError
+    return None if (low, high) == (0, 1) else (low, high)
+
+
+def wise(value: Any) -> dict[str, Any] | None:
+    """The knobs of the modifier ``wise`` that have a meaning in its version; None for none. ValueError for anything else.
+
+    Raises:
+        ConfigError: an unknown knob, or one out of range.
+    """
+    given = dict(value) if isinstance(value, Mapping) else {"version": value}
+    defaults = inspect.signature(Wise).parameters
+    for key in given:
+        if key not in Wise.limits:
+            choices = ", ".join(Wise.limits)
+            raise ConfigError(f"loss_iou: wise has no knob {key!r}.{nearest(key, Wise.limits)} It has: {choices}.")
+    if not isinstance(value, Mapping) and value not in (1, 2, 3):
+        raise ValueError
+    checked = {
+        key: Knob.of(defaults[key].default, limits).check(
+            f"loss_iou: {key} of wise", given.get(key, defaults[key].default)
+        )
+        for key, limits in Wise.limits.items()
+    }
+    return {key: checked[key] for key in Wise.knobs[checked["version"]]}
+
+
+def weight(value: Any) -> float | dict[int, float]:
+    """A number at least 0, or a schedule ``{epoch: value}``; ValueError for anything else.
+
+    A schedule that does not change is a number.
+    """
+    if not isinstance(value, Mapping):
+        return _factor(value)
+    points: dict[int, float] = {}
+    for epoch, number in value.items():
+        whole = int(epoch) if isinstance(epoch, str) and epoch.isdigit() else epoch  # JSON has no numbers as keys
+        points[first_epoch(whole)] = _factor(number)
+    if not points:
+        raise ValueError
+    return points[min(points)] if len(set(points.values())) == 1 else dict(sorted(points.items()))
+
+
 _RANDOM_SAMPLER = {
     "num": Knob(256, low=1),
     "pos_fraction": Knob(0.5, low=0, high=1),
@@ -198,4 +249,6 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
     "factor_or_factors": factor_or_factors,
     "size": size,
     "length_or_mean": length_or_mean,
+    "interval": interval,
+    "wise": wise,
 }

@@ -15,7 +15,7 @@ from .knobs import Knob, nearest
 from .mmdet import MMDET
 
 TERMS = ("obj", "cls", "iou", "l1")
-STAGE_KNOBS = ("preset", "target", "sampler", "avg_factor", "start_epoch")
+STAGE_KNOBS = ("target", "sampler", "avg_factor", "start_epoch")
 """Settings of a term that the loss stage carries out; no parameter of a user's class may have these names."""
 
 _Class = TypeVar("_Class", bound=Callable[..., Any])
@@ -66,7 +66,7 @@ class Registry:
 
         The class is built with the knobs of the spec and called as ``loss(pred, target, weight=None, avg_factor=None,
         reduction_override=None)``. ``loss_weight`` and ``reduction`` are handed to its constructor when it takes them; else
-        the kit multiplies by ``loss_weight``, and the reduction is the mean that the loss stage asks for.
+        the kit multiplies by ``loss_weight`` (a schedule always), and the reduction is the mean that the loss stage asks for.
 
         Raises:
             ConfigError: a name that is taken or no word, a constructor that the kit cannot read, no class.

@@ -1,28 +1,30 @@
 """From a spec to checked plain data.
 
-A *spec* is what a user writes for a term: a name, or a dict with ``type`` and knobs. `resolve` makes of it a dict with
-every knob spelt out.
+A *spec* is what a user writes for a term: a name, a dict with ``type`` and knobs, a list of these (their sum), or the sum
+as a text. `resolve` makes of it a dict with every knob spelt out, or a list of such dicts. Two spellings of one loss give
+the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+import copy
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import ConfigError
-from .catalogue import Loss
-from .knobs import Knob, first_epoch, nearest, sampler
+from . import text
+from .catalogue import MODIFIERS, Loss
+from .knobs import Knob, first_epoch, nearest, sampler, weight
 from .mmdet import MMDET
+from .plain import plain
 from .registry import LOSSES, Registry, check_term
 
 COMMON = {
-    "loss_weight": Knob(1.0, low=0),
+    "loss_weight": Knob(1.0, parse=weight, words="a number at least 0, or a schedule {epoch: number}"),
     "reduction": Knob("mean", choices=("mean", "sum", "none")),
 }
-# What the loss stage does before and after the loss itself; a user's own losses have these too.
+# What the loss stage does before and after the loss itself; a user's losses have these too.
 _AVG_FACTOR = Knob("num_fg", choices=("num_fg", "num_gt", "batch", "global"))
-_PRESET = Knob("calibrated", choices=("calibrated", "paper"))
 _SAMPLER = Knob(
     None,
     parse=sampler,
@@ -33,25 +35,42 @@ _START_EPOCH = Knob(
     parse=first_epoch,
     words="a whole number at least 1 (an epoch as the log counts), or None: YOLOX's no_aug_epochs",
 )
+_CALIBRATED = Knob(False, words="True or False: on the logit of the chance that its score stands for, with BCE's pull")
+_BY_OVERLAP = Knob(False, words="True or False: each box times 2 IoU, detached, the slope of YOLOX's own 1 - IoU^2")
+# Knobs with a number per class, of which no calibration can be told.
+_PER_CLASS = ("alpha", "pos_weight", "class_weight")
 
 
-def _preset(term: str, loss: Loss) -> Knob:
-    """The knob, with what its two words mean for this loss."""
-    if loss.by_overlap:
-        meaning = "calibrated: each box times 2 IoU, the slope of YOLOX's own 1 - IoU^2; paper: bare"
-    elif loss.share_with_stock is None:
-        meaning = "calibrated: on the logit of the chance that its score stands for; paper: bare"
-    else:
-        stock = "YOLOX's 1 - IoU^2" if term == "iou" else "BCE"
-        part = "" if loss.share_with_stock == 1 else f"{loss.share_with_stock:g} of it "
-        meaning = f"calibrated: {part}beside {stock}; paper: alone"
-    published = "".join(f", {key} = {value}" for key, value in loss.published.items())
-    return replace(_PRESET, words=f"one of calibrated, paper ({meaning}{published})")
+def can_be_calibrated(term: str, loss: Loss) -> bool:
+    """Whether a loss has the knob ``calibrated``: it is element-wise, and of the anchor alone."""
+    return (
+        term in ("obj", "cls")
+        and loss.from_kit
+        and not loss.whole_set
+        and not loss.wants
+        and not isinstance(loss.kernel, type)
+    )
+
+
+def family_knobs(term: str, loss: Loss) -> dict[str, Knob]:
+    """The knobs that a loss shares with others of its kind: the modifiers, ``by_overlap``, ``calibrated``."""
+    knobs: dict[str, Knob] = {}
+    if loss.power is not None:
+        sets: Mapping[str, Any] = {} if loss.alias is None else loss.alias.sets
+        taken = set() if loss.alias is None else {name.partition(".")[0] for name in loss.alias.renames.values()}
+        defaults = {"power": loss.power, **sets}
+        for name, knob in MODIFIERS.items():
+            if name not in taken:
+                knobs[name] = Knob(**{**vars(knob), "default": defaults.get(name, knob.default)})
+        knobs["by_overlap"] = _BY_OVERLAP
+    if can_be_calibrated(term, loss):
+        knobs["calibrated"] = _CALIBRATED
+    return knobs
 
 
 def stage_knobs(term: str, loss: Loss) -> dict[str, Knob]:
     """The settings of a term that the loss stage carries out, whatever the loss."""
-    knobs = {"preset": _preset(term, loss)} if loss.has_presets else {}
+    knobs: dict[str, Knob] = {}
     if not loss.whole_set:
         knobs["avg_factor"] = _AVG_FACTOR
     if term == "obj":
@@ -61,12 +80,63 @@ def stage_knobs(term: str, loss: Loss) -> dict[str, Knob]:
     return knobs
 
 
+def parts_of(resolved: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The losses of a resolved spec: one, or the parts of a sum."""
+    return [dict(resolved)] if isinstance(resolved, Mapping) else [dict(part) for part in resolved]
+
+
+def resolve(term: str, spec: Any, registry: Registry | None = None) -> Any:
+    """A spec with every knob spelt out.
+
+    Args:
+        term: ``obj``, ``cls``, ``iou`` or ``l1``.
+        spec: a name, a mapping with ``type`` and knobs (MMDetection's dicts too), a list of these, or a text such as
+            ``bce+0.5*dice``.
+        registry: where names are looked up; `LOSSES` if not given.
+
+    Returns:
+        A dict with ``type`` and every knob; for a sum a list of such dicts, in the order of the catalogue.
+
+    Raises:
+        ConfigError: an unknown name or knob, a knob of another loss, a value out of range.
+    """
+    registry = registry or LOSSES
+    check_term(term)
+    parts = [_resolve_part(term, part, registry) for part in _split(term, spec, registry)]
+    if len(parts) == 1:
+        return parts[0]
+    starts = {part["start_epoch"] for part in parts if part.get("start_epoch") is not None}
+    if len(starts) > 1:
+        raise ConfigError(f"loss_l1: the parts of a sum start in one epoch; got start_epoch {sorted(starts)}.")
+    for part in parts:
+        if starts:
+            part["start_epoch"] = next(iter(starts))
+    order = registry.names(term)
+    return sorted(parts, key=lambda part: (order.index(part["type"]), repr(plain(part))))
+
+
+def _split(term: str, spec: Any, registry: Registry) -> list[dict[str, Any]]:
+    """The parts of a spec as dicts."""
+    if isinstance(spec, str):
+        if spec in registry.rows[term] or not text.is_formula(spec):
+            return [{"type": spec}]
+        return text.parse(f"loss_{term}", spec)
+    if isinstance(spec, Mapping):
+        return [dict(spec)]
+    if isinstance(spec, (list, tuple)) and spec:
+        return [part for each in spec for part in _split(term, each, registry)]
+    raise ConfigError(
+        f"loss_{term} is a name such as {registry.names(term)[0]!r}, a dict with 'type', or a list of these (their sum); "
+        f"got {spec!r}."
+    )
+
+
 _FLAG = Knob(False)
 
 
 def _from_mmdet(term: str, spec: dict[str, Any]) -> dict[str, Any]:
     """A config dict of MMDetection as a spec of the kit."""
-    cls = spec.pop("type")
+    cls = spec.pop("type").removeprefix("mmdet.")
     where = f"loss_{term}: {cls}"
     known = MMDET[cls]
     if known.refuse:
@@ -92,42 +162,27 @@ def _from_mmdet(term: str, spec: dict[str, Any]) -> dict[str, Any]:
     return {"type": known.name, **known.defaults, **{key: value for key, value in spec.items() if value is not None}}
 
 
-def resolve(term: str, spec: Any, registry: Registry | None = None) -> dict[str, Any]:
-    """A spec with every knob spelt out.
-
-    Args:
-        term: ``obj``, ``cls``, ``iou`` or ``l1``.
-        spec: a name, or a mapping with ``type`` and knobs; MMDetection's dicts too.
-        registry: where names are looked up; `LOSSES` if not given.
-
-    Raises:
-        ConfigError: an unknown name or knob, a knob of another loss, a value out of range.
-    """
-    registry = registry or LOSSES
-    check_term(term)
-    if isinstance(spec, str):
-        spec = {"type": spec}
-    if not isinstance(spec, Mapping):
-        raise ConfigError(
-            f"loss_{term} is a name such as {registry.names(term)[0]!r} or a dict with 'type'; got {spec!r}."
-        )
+def _resolve_part(term: str, spec: Mapping[str, Any], registry: Registry) -> dict[str, Any]:
+    """One loss with every knob spelt out."""
     spec = dict(spec)
     if "type" not in spec:
         raise ConfigError(f"loss_{term}: the dict has no 'type'. Choose one of: {', '.join(registry.names(term))}.")
     name = spec["type"]
-    if isinstance(name, str) and name in MMDET:
+    if isinstance(name, str) and name.removeprefix("mmdet.") in MMDET:
         spec = _from_mmdet(term, spec)
     name = spec.pop("type")
+    if isinstance(name, str) and name not in registry.rows[term] and text.is_formula(name):
+        raise ConfigError(f"loss_{term}: a sum has no knobs of its own; write them with its parts: 0.5*dice(smooth=2).")
     loss = registry.get(term, name)
     knobs = {**loss.knobs, **{key: knob for key, knob in COMMON.items() if key not in loss.knobs}}
+    knobs.update(family_knobs(term, loss))
     knobs.update(stage_knobs(term, loss))
-    if loss.from_kit and not loss.has_presets and "preset" in spec:
-        # Both presets are the formula: it can be said of every loss of the kit, and changes nothing.
-        _PRESET.check(f"loss_{term}: preset of {name!r}", spec.pop("preset"))
-    resolved: dict[str, Any] = {"type": name}
     for key in spec:
         if key not in knobs:
             raise ConfigError(_unknown_knob(registry, term, name, key, list(knobs)))
+    if loss.alias is not None:
+        return _resolve_part(term, _spelt_out(term, spec, loss), registry)
+    resolved: dict[str, Any] = {"type": name}
     for key, knob in knobs.items():
         if key not in spec:
             if knob.required:
@@ -146,23 +201,92 @@ def resolve(term: str, spec: Any, registry: Registry | None = None) -> dict[str,
             raise ConfigError(f"loss_{term}: the constructor of {name!r} takes no {key!r}, so it is {knob.default!r}.")
         else:
             resolved[key] = (COMMON.get(key) or knob).check(f"loss_{term}: {key} of {name!r}", spec[key])
-    if resolved.get("preset") == "paper":
-        resolved.update({key: value for key, value in loss.published.items() if key in resolved and key not in spec})
     if resolved.get("avg_factor", "num_fg") != "num_fg" and resolved["reduction"] != "mean":
         raise ConfigError(f"loss_{term}: avg_factor goes with reduction='mean' (sum / avg_factor); leave one out.")
+    if loss.power is not None:
+        _check_modifiers(loss, spec, resolved)
+    if resolved.get("calibrated"):
+        for key in _PER_CLASS:
+            if isinstance(resolved.get(key), (tuple, dict)):
+                raise ConfigError(
+                    f"loss_{term}: {name!r} cannot be calibrated with {key} per class: its curve would differ from class to "
+                    "class. Give one number, or leave calibrated out."
+                )
     return resolved
 
 
+def _spelt_out(term: str, spec: Mapping[str, Any], loss: Loss) -> dict[str, Any]:
+    """The spec of an alias as a spec of the loss that it stands for."""
+    alias = loss.alias
+    assert alias is not None
+    found = {"type": alias.of, **copy.deepcopy(dict(alias.sets))}
+    for key, value in spec.items():
+        modifier, _, inner = alias.renames.get(key, key).partition(".")
+        if key in alias.renames:
+            value = loss.knobs[key].check(f"loss_{term}: {key} of {alias.name!r}", value)
+        if inner:
+            found[modifier][inner] = value
+        else:
+            found[modifier] = value
+    return found
+
+
+_MODES = {"square": 2.0, "linear": 1.0}
+
+
+def _check_modifiers(loss: Loss, spec: Mapping[str, Any], resolved: dict[str, Any]) -> None:
+    """Refuse modifiers without a meaning, and leave in `resolved` what is left of ``mode`` and the modifiers."""
+    mode = resolved.get("mode")
+    if mode == "log":
+        for key in (*MODIFIERS, "by_overlap"):
+            if key in spec:
+                raise ConfigError(
+                    f"loss_iou: {key} has no meaning for mode='log': -log IoU is not of the form 1 - IoU. Leave one out."
+                )
+            del resolved[key]
+        return
+    if mode is not None:
+        power = _MODES[mode]
+        if "power" in spec and "mode" in spec and resolved["power"] != power:
+            raise ConfigError(
+                f"loss_iou: mode={mode!r} is power={power:g}; got power={resolved['power']:g} as well. Leave one out."
+            )
+        if "power" not in spec:
+            resolved["power"] = power
+        del resolved["mode"]
+    if resolved["by_overlap"] and resolved["power"] != 1:
+        raise ConfigError(
+            "loss_iou: by_overlap is for box losses of power 1: 2 IoU gives their 1 - IoU the slope of 1 - IoU^2; got "
+            f"power={resolved['power']:g}. Leave one out."
+        )
+
+
+_NO_MODIFIER = "A modifier is for box losses of the form 1 - IoU + penalties, and {name!r} has another form."
+
+
 def _unknown_knob(registry: Registry, term: str, name: str, key: Any, knobs: list[str]) -> str:
+    loss = registry.get(term, name)
     others = [other for other, row in registry.rows[term].items() if key in row.knobs]
     owner = f" It is a knob of {', '.join(others)}." if others else nearest(key, knobs)
     reasons = {
-        "preset": "The kit calibrates its own losses only.",
         "target": "Only loss_obj has a target.",
         "sampler": "Only loss_obj has a sampler: the other terms look at the foreground anchors, all of them.",
         "start_epoch": "Only loss_l1 starts later than the training.",
         "avg_factor": "It averages over its set itself, so nothing else divides it.",
     }
+    if term == "iou":
+        reasons.update(dict.fromkeys((*MODIFIERS, "by_overlap"), _NO_MODIFIER.format(name=name)))
+    if loss.alias is not None:
+        renamed = {target.partition(".")[0]: knob for knob, target in loss.alias.renames.items()}
+        if key in renamed:
+            reasons[key] = f"Its {key} is set by {renamed[key]}; or write {loss.alias.of!r} with {key}."
+    if not loss.from_kit:
+        reasons["calibrated"] = "The kit calibrates its own losses only."
+    elif term in ("obj", "cls"):
+        reasons["calibrated"] = (
+            "Only an element-wise loss of the anchor alone can be calibrated: the score of others stands for no chance. "
+            f"In a sum with BCE it stays one: 'bce+{name}'."
+        )
     if key in reasons:
         owner = f" {reasons[key]}"
     return f"loss_{term}: {name!r} has no knob {key!r}.{owner} Knobs of {name!r}: {', '.join(knobs)}."

@@ -35,7 +35,8 @@ def log_model(model: Any, losses: Any, rank: int, test_size: tuple[int, int]) ->
     """Log the losses, what is unusual about them, and the size of the model."""
     logger.info(f"losses (rank {rank}): {losses}")
     for term, spec in losses.resolved().items():
-        if spec["reduction"] == "sum":
+        parts = spec if isinstance(spec, list) else [spec]  # a list is a sum
+        if any(part["reduction"] == "sum" for part in parts):
             logger.warning(
                 f"loss_{term}: reduction='sum' is not divided by the foreground anchors, as YOLOX's terms are, and "
                 "MMDetection's in its own head: it counts some hundred times as much. For their scale write 'mean'."

@@ -165,6 +165,7 @@ class Trainer(HostTrainer):
                 logger.info("--->Add additional L1 loss now!")
             head.use_l1 = True
         self.statistics = EpochStatistics(self.stage, self.compute)
+        self.stage.set_epoch(self.epoch + 1)
 
     def train_one_iter(self) -> None:
         """One step; the weights are left alone when the loss is not finite."""
