@@ -29,13 +29,14 @@ class Exp(ylp.LossExp, BaseExp):  # LossExp first
         # Objectness: "bce", "focal", "varifocal", "quality_focal", "ghmc", "dice", "tversky", "dice_focal"
         self.loss_obj = "bce"
         # self.loss_obj = dict(type="bce", target="iou")               # the score learns the IoU of the matched box
-        # self.loss_obj = "varifocal"                                  # calibrated: weight and score as BCE's
+        # self.loss_obj = "varifocal"                                  # as published: the target is the IoU
+        # self.loss_obj = dict(type="varifocal", calibrated=True, target="hard")   # weight and score as BCE's
         # self.loss_obj = dict(type="focal", alpha=0.25, gamma=2.0)
-        # self.loss_obj = "dice"                                       # beside BCE; so are tversky, dice_focal and ghmc
-        # self.loss_obj = dict(type="focal", preset="paper")           # the formula as published; see docs/swaps.md
+        # self.loss_obj = "bce+0.5*dice"                               # a sum; or a list of dicts
         # Boxes: "iou", "giou", "diou", "ciou", "eiou", "alpha_ciou", "siou", "wiou", "shape_iou", "inner_ciou", ...
         self.loss_iou = "iou"
-        # self.loss_iou = "ciou"                                       # calibrated: by overlap, with the slope of "iou"
+        # self.loss_iou = dict(type="ciou", by_overlap=True)           # with the slope of "iou"
+        # self.loss_iou = dict(type="mpdiou", inner=0.75)              # modifiers: power, inner, focaler, focal, wise
         # self.loss_iou = dict(type="alpha_ciou", alpha=3.0)
         # self.loss_iou = dict(type="giou", loss_weight=1.0)           # times YOLOX's fixed 5.0
 

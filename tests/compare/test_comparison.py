@@ -186,8 +186,8 @@ def test_many_groups_stay_readable(data, tmp_path):
         make_run(tmp_path / name, data, 0.1 + 0.01 * place, 0, {"loss_iou": name})
     comparison = analyse([str(tmp_path / "*")])
     rows = table(comparison, "What differs")
-    assert rows["iou giou"] == {"other than stock's": "loss_iou giou, loss_iou.preset calibrated"}
-    assert rows["iou siou"] == {"other than stock's": "loss_iou siou, loss_iou.preset calibrated, loss_iou.theta 4.0"}
+    assert rows["iou giou"] == {"other than stock's": "loss_iou giou, loss_iou.power 1.0"}
+    assert rows["iou siou"] == {"other than stock's": "loss_iou siou, loss_iou.power 1.0, loss_iou.theta 4.0"}
     assert list(rows) == [result.label for result in comparison.results[1:]]
     shown = {side[0] for one in comparison.pictures for side in one.sides}
     gaps = {one.group.runs[0].name: abs(one.difference.mean) for one in comparison.results[1:]}

@@ -31,7 +31,7 @@ def found(work, tmp_path):
 
 @pytest.mark.slow
 def test_the_papers_focal_pulls_less_and_the_calibrated_as_stock(found, tmp_path):
-    result = found("loss_obj.type", "focal", "loss_obj.preset", "paper")
+    result = found("loss_obj.type", "focal")
     stock, chosen, last = result.trials
     assert [trial.name for trial in result.trials] == [STOCK, CHOSEN, CALIBRATED]
     assert all(len(trial.rows) == 8 for trial in result.trials)
@@ -43,8 +43,8 @@ def test_the_papers_focal_pulls_less_and_the_calibrated_as_stock(found, tmp_path
     assert chosen.rows[0]["grad_obj_fg"] == pytest.approx(0.27, rel=0.05)
     assert chosen.rows[0]["grad_obj_bg"] < stock.rows[0]["grad_obj_bg"] / 100
     assert 0.8 < last.pull("obj") / stock.pull("obj") < 1.25
-    assert result.lines == ["    self.loss_obj = 'focal'"]
-    assert "self.loss_obj = 'focal'" in str(result) and "x0.2" in str(result)
+    assert result.lines == ["    self.loss_obj = {'type': 'focal', 'calibrated': True}"]
+    assert "self.loss_obj = {'type': 'focal', 'calibrated': True}" in str(result) and "x0.2" in str(result)
     with (tmp_path / "calibration.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["losses"] for row in rows] == [STOCK] * 8 + [CHOSEN] * 8 + [CALIBRATED] * 8
@@ -66,20 +66,17 @@ def test_a_weight_that_is_off_is_found(found):
 
 @pytest.mark.slow
 def test_a_bare_box_loss_is_calibrated(found):
-    result = found("loss_iou.type", "giou", "loss_iou.preset", "paper")
+    result = found("loss_iou.type", "giou")
     _, chosen, last = result.trials
     assert last.rows[0]["grad_box"] < chosen.rows[0]["grad_box"]  # at the start, where boxes are bad
-    assert result.lines == ["    self.loss_iou = 'giou'"]
-    bare, by_overlap = (
-        next(text for text in result.warnings if f"the {name} loss_iou giou" in text) for name in (CHOSEN, CALIBRATED)
-    )
+    assert result.lines == ["    self.loss_iou = {'type': 'giou', 'by_overlap': True}"]
+    (bare,) = (text for text in result.warnings if "loss_iou giou" in text)
     assert "IoU 0.2 2.5 times" in bare and "IoU 0.9 0.56 times" in bare
-    assert "power 1 where stock's 1 - IoU**2 has power 2" in by_overlap
 
 
 @pytest.mark.slow
 def test_losses_that_fit_are_left_alone(found):
-    result = found("loss_obj", "focal")
+    result = found("loss_obj.type", "focal", "loss_obj.calibrated", "True")
     assert [trial.name for trial in result.trials] == [STOCK, CHOSEN] and not result.lines
     assert "nothing to change" in str(result)
 
@@ -92,7 +89,7 @@ def test_what_is_known_to_go_wrong_is_said(found):
     power = next(text for text in told if "piou" in text)
     assert "IoU 0.2 2.2 times" in power and "IoU 0.9 0.82 times" in power
     assert not any("test_conf" in text for text in told)
-    papers = ("loss_obj.type", "focal", "loss_obj.preset", "paper", "loss_obj.alpha", "0.9")
+    papers = ("loss_obj.type", "focal", "loss_obj.alpha", "0.9")
     told = found(*papers, "test_conf", "0.01", "basic_lr_per_img", "0.004", steps=24).warnings
     assert any("chosen losses leave the background" in text and "test_conf = 0.01" in text for text in told)
 

@@ -41,7 +41,7 @@ def test_a_wrong_picture_is_answered(words, answer, capsys, tmp_path, monkeypatc
     assert answer in capsys.readouterr().err
 
 
-def test_a_preset_is_drawn_as_it_is_trained():
+def test_what_is_drawn_is_what_is_trained():
     """By overlap each box is pulled 2 IoU times as hard; a calibrated loss rests at the chance, a published focal does not."""
     pred = torch.tensor([[10.0, 10.0, 2.0, 1.0], [10.4, 10.3, 2.0, 1.5]], dtype=torch.float64)
     target = torch.tensor([[10.5, 10.0, 2.0, 1.0]], dtype=torch.float64).expand(2, 4)
@@ -49,13 +49,11 @@ def test_a_preset_is_drawn_as_it_is_trained():
     iou = shared / (torch.tensor([2.0, 3.0], dtype=torch.float64) + 2 - shared)
     for name in ("giou", "mpdiou"):
         _, bare = _element_wise("iou", {"type": name})(pred, target)
-        _, paper = _element_wise("iou", {"type": name, "preset": "paper"})(pred, target)
-        _, trained = _element_wise("iou", {"type": name, "preset": "calibrated"})(pred, target)
-        assert torch.equal(bare, paper)
+        _, trained = _element_wise("iou", {"type": name, "by_overlap": True})(pred, target)
         torch.testing.assert_close(trained, 2 * iou.unsqueeze(1) * bare)
 
     score = torch.logit(torch.tensor([0.1], dtype=torch.float64))
-    for spec, chance in (({"type": "focal"}, 0.0078), ({"type": "focal", "preset": "calibrated"}, 0.1)):
+    for spec, chance in (({"type": "focal"}, 0.0078), ({"type": "focal", "calibrated": True}, 0.1)):
         loss = _element_wise("obj", spec)
         up, down = (abs(float(loss(score, torch.full_like(score, target))[1])) for target in (1.0, 0.0))
         assert down / (up + down) == pytest.approx(chance, rel=5e-3)

@@ -210,7 +210,7 @@ def _indented(text):
     "specs,what",
     [
         ({"loss_obj": dict(type="bce", target="iou")}, "target='iou'"),
-        ({"loss_obj": dict(type="varifocal", preset="paper")}, "target='iou'"),
+        ({"loss_obj": "varifocal"}, "target='iou'"),
         ({"loss_obj": dict(type="bce", sampler=dict(type="RandomSampler", num=64))}, "sampler="),
         ({"loss_iou": dict(type="ciou", avg_factor="batch")}, "avg_factor='batch'"),
         ({"loss_cls": dict(type="bce", reduction="sum")}, "reduction='sum'"),

@@ -199,7 +199,7 @@ def test_element_weights_of_the_experiment_are_a_loss(outputs, tmp_path):
 
 def test_groups_are_runs_of_the_same_losses(outputs):
     groups = group(select([str(outputs / "*-seed[01]")]).runs)
-    assert [one.label for one in groups] == ["iou ciou", "obj focal (alpha=0.75)", "stock"]
+    assert [one.label for one in groups] == ["iou ciou", "obj focal(alpha=0.75)", "stock"]
     assert all(one.units == ["seed 0", "seed 1"] for one in groups)
 
 

@@ -26,7 +26,7 @@ def test_equal_is_what_would_train_the_same():
 
 # term, spellings of one loss, its label
 SPELLINGS = [
-    ("iou", ["iou", dict(type="iou", mode="square"), dict(type="iou", power=2), "alpha_iou(alpha=2)", dict(type="wiou", version=1)], None),
+    ("iou", ["iou", dict(type="iou", mode="square"), dict(type="iou", power=2), "alpha_iou(alpha=2)"], "iou"),
     ("iou", ["alpha_ciou", dict(type="ciou", power=3), dict(type="alpha_ciou", alpha=3.0, gate=False)], "ciou(power=3)"),
     ("iou", ["inner_giou", dict(type="giou", inner=0.75), dict(type="inner_giou", ratio=0.75)], "giou(inner=0.75)"),
     ("iou", ["inner_iou", dict(type="iou", mode="linear", inner=0.75)], "iou(power=1, inner=0.75)"),
@@ -40,16 +40,13 @@ SPELLINGS = [
     ("obj", ["bce+0.5*dice", ["bce", dict(type="dice", loss_weight=0.5)], "0.5*dice + bce", ["bce", "0.5*dice"]], "bce+0.5*dice"),
     ("obj", ["focal(gamma=1.5, calibrated=True)", dict(type="focal", calibrated=True, gamma=1.5)],
      "focal(gamma=1.5, calibrated=True)"),
-    ("cls", [dict(type="bce", loss_weight={"1": 0, "10": 1}), "bce(loss_weight={10: 1, 1: 0})"], "bce(loss_weight={1: 0, 10: 1})"),
+    ("cls", [dict(type="bce", loss_weight={"1": 0, "10": 1}), "bce(loss_weight={10: 1, 1: 0})"],
+     "bce(loss_weight={1: 0, 10: 1})"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("term,spellings,text", SPELLINGS, ids=lambda value: value if isinstance(value, str) else None)
 def test_two_spellings_of_one_loss_are_equal(term, spellings, text):
-    if text is None:
-        *spellings, other = spellings
-        assert resolve(term, other) != resolve(term, spellings[0])
-        text = "iou"
     configs = [ylp.LossConfig(**{f"loss_{term}": spelling}) for spelling in spellings]
     for config in configs:
         assert config == configs[0] and hash(config) == hash(configs[0]) and str(config) == str(configs[0])

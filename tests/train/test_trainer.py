@@ -70,8 +70,8 @@ def test_a_run_leaves_what_the_design_says(straight):
     assert facts["status"] == "finished" and facts["error"] is None and facts["epochs_done"] == 4
     assert facts["losses"]["loss_obj"] == "varifocal"
     assert facts["resolved_losses"]["obj"] == {
-        "type": "varifocal", "alpha": 0.75, "gamma": 2.0, "iou_weighted": True, "preset": "calibrated",
-        "loss_weight": 1.0, "reduction": "mean", "avg_factor": "num_fg", "target": "hard", "sampler": None,
+        "type": "varifocal", "alpha": 0.75, "gamma": 2.0, "iou_weighted": True, "calibrated": False,
+        "loss_weight": 1.0, "reduction": "mean", "avg_factor": "num_fg", "target": "iou", "sampler": None,
     }  # fmt: skip
     assert facts["seed"] == 3 and facts["exp"]["max_epoch"] == 4 and facts["args"]["batch_size"] == 8
     assert facts["data"]["train"]["images"] == 24 and len(facts["data"]["train"]["sha256"]) == 64

@@ -174,7 +174,7 @@ def calibrate(
     stock = run.train(STOCK, LossConfig(loss_assign=config.loss_assign))
     chosen = run.train(CHOSEN, config)
     trials = [stock, chosen]
-    specs = _with_presets(config)
+    specs = _brought_to_stocks_pull(config)
     last = run.train(CALIBRATED, LossConfig.from_specs(specs)) if specs != config.to_dict() else chosen
     for _ in range(_ROUNDS):
         weighed = _with_weights(specs, stock, last)
@@ -315,7 +315,7 @@ def _shortest(spec: Any) -> Any:
     return spec["type"] if isinstance(spec, Mapping) and len(spec) == 1 else spec
 
 
-def _with_presets(config: LossConfig) -> dict[str, Any]:
+def _brought_to_stocks_pull(config: LossConfig) -> dict[str, Any]:
     """The specs, calibrated where that can be had and is not."""
     specs = config.to_dict()
     for term, resolved in _asked(config).items():

@@ -277,9 +277,9 @@ def _unknown_knob(registry: Registry, term: str, name: str, key: Any, knobs: lis
     if term == "iou":
         reasons.update(dict.fromkeys((*MODIFIERS, "by_overlap"), _NO_MODIFIER.format(name=name)))
     if loss.alias is not None:
-        renamed = {target.partition(".")[0]: knob for knob, target in loss.alias.renames.items()}
-        if key in renamed:
-            reasons[key] = f"Its {key} is set by {renamed[key]}; or write {loss.alias.of!r} with {key}."
+        renamed = [knob for knob, target in loss.alias.renames.items() if target.partition(".")[0] == key]
+        if renamed:
+            reasons[key] = f"Its {key} is set by {', '.join(renamed)}; or write {loss.alias.of!r} with {key}."
     if not loss.from_kit:
         reasons["calibrated"] = "The kit calibrates its own losses only."
     elif term in ("obj", "cls"):
