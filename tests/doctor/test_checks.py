@@ -189,7 +189,7 @@ EXPERIMENTS = {
     "loss": (EXP + "        self.loss_iou = 'cious'\n", [], ["Did you mean 'ciou'"]),
     "override": (EXP, ["max_epok", "3"], ["Did you mean 'max_epoch'"]),
     "half a pair": (EXP, ["max_epoch"], ["pairs"]),
-    "size": (EXP, ["input_size", "100,96"], ["input_size = (100, 96)", "multiples of 32"]),
+    "size": (EXP, ["input_size", "100,96"], ["input_size is (height, width) in multiples of 32; got (100, 96)"]),
     "model": (EXP + "    def get_model(self):\n        return BaseExp.get_model(self)\n", [], ["super().get_model()"]),
     "model crash": (EXP + "    def get_model(self):\n        return 1 / 0\n", [], ["model", "ZeroDivisionError"]),
 }

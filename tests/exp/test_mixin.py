@@ -219,16 +219,16 @@ def test_code_is_told_apart_by_what_it_does(tmp_path):
     assert user_code(load_exp(None, "yolox-nano")) == {}
 
 
-def test_a_mistyped_setting_of_yolox_is_warned_of(tmp_path):
-    (tmp_path / "my.py").write_text(
+def test_a_mistyped_setting_of_yolox_is_refused(tmp_path):
+    path = tmp_path / "my.py"
+    path.write_text(
         "from yolox.exp import Exp as B\nclass Exp(B):\n    def __init__(self):\n        super().__init__()\n"
-        "        self.max_epochs = 5\n        self.random_size = (3, 4)\n        self.my_own = 1\n"
+        "        self.random_size = (3, 4)\n        self.my_own = 1\n"
     )
-    told = []
-    sink = logger.add(told.append, level="WARNING")
-    load_exp(str(tmp_path / "my.py"))
-    logger.remove(sink)
-    assert len(told) == 1 and "max_epochs, which YOLOX does not read. Did you mean 'max_epoch'?" in told[0]
+    load_exp(str(path))
+    path.write_text(path.read_text() + "        self.max_epochs = 5\n")
+    with pytest.raises(ConfigError, match=r"self\.max_epochs, which nothing reads\. Did you mean 'max_epoch'"):
+        load_exp(str(path))
 
 
 # overrides, and words of the answer

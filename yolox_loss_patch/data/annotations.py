@@ -261,6 +261,8 @@ def _check_boxes(coco: dict[str, Any], split: str, input_size: tuple[int, int]) 
     number = np.array([item["id"] for item in items], dtype=object)
     size = sizes[owner].reshape(-1, 2)
     findings = list(_check_format(boxes, size, split))
+    if findings:
+        return findings, {}
     low, high = boxes[:, :2].clip(min=0), np.minimum(size, boxes[:, :2].clip(min=0) + boxes[:, 2:])
     scale = np.minimum(input_size[0] / size[:, 1], input_size[1] / size[:, 0]) if len(size) else np.zeros(0)
     clipped = high - low

@@ -21,6 +21,7 @@ from ..errors import ConfigError, RunError
 from ..exp.data import check_split_of
 from ..exp.device import choose_device
 from ..exp.loading import load_exp
+from ..exp.settings import check_values
 from ..head.patch import find_head, patch_model, stage_of, unpatch_model
 from ..head.weights import ElementWeights
 from ..losses.terms import LossModule
@@ -164,6 +165,7 @@ def calibrate(
             raise ConfigError(f"{flag} is at least {least}; got {value}.")
     exp = load_exp(exp_file, name)
     exp.merge(opts)
+    check_values(exp, batch_size)
     config = LossConfig.from_exp(exp)
     if config == LossConfig(loss_assign=config.loss_assign):
         raise ConfigError(

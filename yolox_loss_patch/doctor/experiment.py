@@ -13,6 +13,7 @@ from ..data.images import decode_images
 from ..errors import DataError, KitError
 from ..exp.data import category_findings
 from ..exp.loading import load_exp
+from ..exp.settings import setting_findings
 from ..head.patch import stage_with
 from ..specs.config import LossConfig
 from .report import guarded, quiet
@@ -38,6 +39,7 @@ def check_experiment(
     keys = ("num_classes", "input_size", "test_size", "max_epoch", "basic_lr_per_img", "ema", "seed", "data_dir")
     named = ", ".join(f"{key}={getattr(exp, key)!r}" for key in keys if hasattr(exp, key))
     yield Finding(OK, "experiment", f"{exp_file or name} as {exp.exp_name}: {named}")
+    yield from guarded("settings", lambda: setting_findings(exp))
     yield from guarded("losses", lambda: [Finding(OK, "losses", str(LossConfig.from_exp(exp)))])
     yield from guarded("model", lambda: _model(exp))
     for split, annotation, make in (
@@ -61,14 +63,6 @@ def _model(exp: Any) -> Iterator[Finding]:
             f"its head has {head_classes} classes, and the experiment has num_classes = {exp.num_classes}",
             "Build the head with self.num_classes.",
         )
-    for key in ("input_size", "test_size"):
-        if any(side % 32 for side in getattr(exp, key)):
-            yield Finding(
-                ERROR,
-                "model",
-                f"{key} = {getattr(exp, key)!r} is not in multiples of 32, the largest stride",
-                f"Set self.{key} to multiples of 32.",
-            )
 
 
 def _data(exp: Any, split: str, annotation: str, make: Callable[[], Any], decode: bool) -> Iterator[Finding]:

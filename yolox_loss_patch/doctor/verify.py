@@ -22,6 +22,7 @@ from ..data.loader import Prefetcher, training_loader
 from ..errors import ConfigError, HostError, PatchError, in_words
 from ..exp.data import check_split_of
 from ..exp.loading import load_exp
+from ..exp.settings import check_values
 from ..head import hosts
 from ..head.patch import find_head, patch_model, stage_of, stage_with, unpatch_model
 from ..specs.config import LossConfig
@@ -96,6 +97,7 @@ def verify(
     except ModuleNotFoundError as error:
         raise HostError(f"This YOLOX has no experiment files to verify: {error}. {hosts.INSTALL}") from error
     exp.merge(opts)
+    check_values(exp, batch_size)
     where = choose_device(device)
     prepare_process(seed=0)
     with _deterministic(where):

@@ -12,8 +12,6 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from loguru import logger
-
 from ..errors import ConfigError
 from ..head import hosts
 from ..specs.config import LossConfig
@@ -51,7 +49,8 @@ def load_exp(exp_file: str | None = None, name: str | None = None) -> Any:
         # A file that does not name its run would share a folder such as "yolox_base" with every other.
         if not _names_its_run(path):
             exp.exp_name = path.stem
-        _warn_of_mistyped_settings(exp)
+        _check_class(exp, path)
+        _refuse_mistyped(exp)
     elif name is not None:
         stem = name.replace("-", "_")
         folder = Path(next(iter(importlib.import_module("yolox.exp.default").__path__)))
@@ -76,13 +75,69 @@ def _names_its_run(path: Path) -> bool:
     return any("exp_name" in (getattr(node, name, None) for name in ("attr", "id", "value")) for node in nodes)
 
 
-def _warn_of_mistyped_settings(exp: Any) -> None:
-    """Say which settings of an experiment YOLOX will not read because they are mistyped, as ``max_epochs`` is."""
-    known = {*dir(hosts.exp_class()()), *OPTIONAL, *DATA_SETTINGS}
+def _refuse_mistyped(exp: Any) -> None:
+    """Refuse settings that nothing reads because they are mistyped, as ``max_epochs`` is.
+
+    An attribute that the code of the experiment reads is none of them.
+
+    Raises:
+        ConfigError: the attribute and the setting that was meant.
+    """
+    known = {*dir(hosts.exp_class()()), *OPTIONAL, *DATA_SETTINGS, *SETTINGS}
+    read: set[str] | None = None
     for name in vars(exp):
         match = difflib.get_close_matches(name, known, 1, 0.9)
-        if name not in known and not name.startswith("_") and match and match[0] not in SETTINGS:
-            logger.warning(f"The experiment sets {name}, which YOLOX does not read. Did you mean {match[0]!r}?")
+        # Of mistyped losses `LossConfig` says more.
+        if name in known or name.startswith("_") or not match or match[0] in SETTINGS:
+            continue
+        read = _read_names(type(exp)) if read is None else read
+        if name not in read:
+            raise ConfigError(
+                f"The experiment sets self.{name}, which nothing reads. Did you mean {match[0]!r}? Correct the name, or "
+                "remove the line."
+            )
+
+
+def _check_class(exp: Any, path: Path) -> None:
+    """Refuse a class that does not call YOLOX's ``__init__``, or that puts the mix-in behind YOLOX's class.
+
+    Raises:
+        ConfigError: the line and the mistake.
+    """
+    cls = type(exp)
+    classes = [node for node in ast.walk(ast.parse(path.read_bytes())) if isinstance(node, ast.ClassDef)]
+    node = next((node for node in classes if node.name == cls.__name__), None)
+    line = f"line {node.lineno} of {str(path)!r}" if node is not None else repr(str(path))
+    if not hasattr(exp, "max_epoch") or not hasattr(exp, "num_classes"):
+        raise ConfigError(
+            f"The settings of YOLOX are missing in class {cls.__name__} ({line}): its __init__ does not call that of its base. "
+            "Write super().__init__() as the first line of __init__."
+        )
+    order = [
+        base
+        for base in cls.__mro__
+        if base is LossExp or (_is_below(base, hosts.exp_class()) and not _is_below(base, LossExp))
+    ]
+    if LossExp in order and order[0] is not LossExp:
+        raise ConfigError(
+            f"Class {cls.__name__} ({line}) names {order[0].__name__} before LossExp, so YOLOX's methods come first and the "
+            f"losses never arrive. Write class {cls.__name__}(LossExp, BaseExp)."
+        )
+
+
+def _read_names(cls: type[Any]) -> set[str]:
+    """The attributes that the files of an experiment's classes read, by name or with ``getattr``."""
+    names: set[str] = set()
+    for module in {base.__module__ for base in cls.__mro__}:
+        file = getattr(sys.modules.get(module), "__file__", None)
+        if file is None or module.split(".")[0] in ("yolox", "builtins", __name__.split(".")[0]):
+            continue
+        for node in ast.walk(ast.parse(Path(file).read_bytes())):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                names.add(node.attr)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                names.add(node.value)
+    return names
 
 
 def _load_config(name: str | None) -> Any:
@@ -150,7 +205,7 @@ def _load_module(path: Path) -> Any:
         sys.path.append(str(path.parent))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[module_name]
         raise _broken(str(path), error) from error
     return module
@@ -159,11 +214,11 @@ def _load_module(path: Path) -> Any:
 def _make(cls: Any, where: str) -> Any:
     try:
         return cls()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _broken(where, error) from error
 
 
-def _broken(where: str, error: Exception) -> Exception:
+def _broken(where: str, error: BaseException) -> Exception:
     if isinstance(error, ConfigError):
         return error
     frames = traceback.extract_tb(error.__traceback__)

@@ -14,7 +14,7 @@ from ..errors import ConfigError, RunError
 from ..exp.data import check_split_of
 from ..exp.device import choose_device
 from ..exp.loading import load_exp
-from ..exp.settings import settings
+from ..exp.settings import check_values, settings
 from ..head import hosts
 from ..runs.checkpoint import load_checkpoint
 from ..runs.plain_yolox import read_plain
@@ -62,6 +62,9 @@ def evaluate(args: argparse.Namespace) -> dict[str, float]:
             setattr(exp, name, value)
     if args.tsize is not None:
         exp.test_size = (args.tsize, args.tsize)
+    if args.batch_size < 1:
+        raise ConfigError(f"-b is at least 1; got {args.batch_size}.")
+    check_values(exp)
     folder = Path(exp.output_dir) / (args.experiment_name or exp.exp_name)
     path = Path(args.ckpt) if args.ckpt else folder / "best_ckpt.pth"
     others = sorted(other.name for other in folder.glob("*_ckpt.pth"))

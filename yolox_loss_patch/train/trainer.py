@@ -246,7 +246,10 @@ class Trainer(HostTrainer):
 
     def after_train(self) -> None:
         """Say what came out."""
-        logger.info(f"Training of experiment is done and the best AP is {self.best_ap * 100:.2f}")
+        if self.data.facts["val"].get("boxes_kept") == 0:
+            logger.info("Training of experiment is done; its AP is unknown, as the validation set has no box")
+        else:
+            logger.info(f"Training of experiment is done and the best AP is {self.best_ap * 100:.2f}")
         self.curves.close()
 
     def first_epoch_without_mosaic(self) -> int:
