@@ -227,7 +227,7 @@ def test_a_mistyped_setting_of_yolox_is_refused(tmp_path):
     )
     load_exp(str(path))
     path.write_text(path.read_text() + "        self.max_epochs = 5\n")
-    with pytest.raises(ConfigError, match=r"self\.max_epochs, which nothing reads\. Did you mean 'max_epoch'"):
+    with pytest.raises(ylp.ConfigError, match=r"self\.max_epochs, which nothing reads\. Did you mean 'max_epoch'"):
         load_exp(str(path))
 
 
