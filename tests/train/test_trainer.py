@@ -184,6 +184,63 @@ def test_a_resume_with_other_settings_or_data_says_so_and_is_not_exact(straight,
     assert facts_of(read(run))["resumed"].startswith("yes (max_epoch: 4 before, 5 now; -b: 8 before, 4 now; ")
 
 
+# what the record says of the run before, what the resume says of it
+MOVED_BITS = [
+    ({"threads": 2}, "threads: 2 before, 1 now"),
+    ({"cpu": "another"}, "CPU: 'another' before, "),
+    ({"device": "cuda: another"}, "device: 'cuda: another' before, 'cpu' now"),
+    ({"versions": {"numpy": "1"}}, "numpy: '1' before, "),
+    ({"versions": {"opencv": "1"}}, "opencv: '1' before, "),
+    ({"versions": {"python": "2"}}, "python: '2' before, "),
+    ({"determinism": {"cudnn.benchmark": True}}, "cudnn.benchmark: True before, False now"),
+]
+
+
+@pytest.mark.slow
+def test_a_resume_says_exactly_only_where_nothing_moves_the_last_bits(straight, work):
+    shutil.copytree(straight[0] / "YOLOX_outputs", work / "YOLOX_outputs")
+    run = run_folder(work)
+    before = record(run)
+    for changes, answer in MOVED_BITS:
+        facts = {
+            **before,
+            **{key: {**before[key], **value} if isinstance(value, dict) else value for key, value in changes.items()},
+        }
+        (run / "run.json").write_text(json.dumps(facts))
+        done = cli_here(work, *TRAIN, "--resume", *LOSSES)
+        assert "resumed exactly" not in done.stderr
+        assert f"not as if it had never been stopped: {answer}" in done.stderr and not record(run)["resumed"][0].get(
+            "exact"
+        )
+    (run / "run.json").write_text(json.dumps(before))
+    assert "resumed exactly" in cli_here(work, *TRAIN, "--resume", *LOSSES).stderr
+
+
+@pytest.mark.slow
+def test_a_full_disk_fails_the_run_in_one_sentence_and_it_goes_on_later(straight, work, monkeypatch):
+    """The disk is full when the third epoch's checkpoint is written."""
+    save, calls = torch.save, []
+
+    def full(state, file):
+        calls.append(state)
+        if state.get("start_epoch") == 3:
+            file.write(b"half of it")
+            raise RuntimeError("unexpected pos 576 vs 534") from OSError(28, "No space left on device")
+        save(state, file)
+
+    monkeypatch.setattr(torch, "save", full)
+    done = cli_here(work, *TRAIN, *LOSSES, check=False)
+    run = run_folder(work)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "latest_ckpt.pth' cannot be written: No space left on device" in done.stderr
+    assert "The last checkpoint is whole; go on with --resume." in done.stderr
+    assert record(run)["status"] == "failed" and "No space left" in record(run)["error"]
+    assert [path.name for path in run.glob(".*")] == [".resume_state.pth.next"]
+    monkeypatch.undo()
+    assert "resumed exactly" in cli_here(work, *TRAIN, "--resume", *LOSSES).stderr
+    assert_same(checkpoint(run)["model"], checkpoint(run_folder(straight[0]))["model"])
+
+
 @pytest.mark.slow
 def test_a_resume_of_a_finished_run_leaves_its_record(straight, work):
     shutil.copytree(straight[0] / "YOLOX_outputs", work / "YOLOX_outputs")

@@ -68,7 +68,10 @@ def changed_since(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
             "-b": args.get("batch_size"),
             "--fp16": args.get("fp16"),
             "device": record.get("device"),
-            "torch": record.get("versions", {}).get("torch"),
+            "CPU": record.get("cpu"),
+            "threads": record.get("threads"),
+            **{name: record.get("versions", {}).get(name) for name in ("torch", "numpy", "opencv", "python")},
+            **{name: record.get("determinism", {}).get(name) for name in now.get("determinism", {})},
             "YOLOX's get_losses": record.get("host", {}).get("get_losses"),
         }
 

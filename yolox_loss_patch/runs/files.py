@@ -2,29 +2,84 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
+from ..errors import RunError
+
+
+class WriteError(RunError):
+    """A file that cannot be written."""
+
+
+_UNFINISHED = ".new"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a process killed in between, finds the old one or the new one."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    """Write a file so that a reader, or a process killed in between, finds the old one or the new one.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
+    with _replacing(path) as file:
+        file.write(data)
 
 
 def save_atomically(state: Any, path: Path) -> None:
-    """``torch.save`` that leaves the old file or the new one, whenever the process is killed."""
-    new = path.with_name(f".{path.name}.new")
-    torch.save(state, new)
-    os.replace(new, path)
+    """``torch.save`` that leaves the old file or the new one, whenever the process is killed.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
+    with _replacing(path) as file:
+        torch.save(state, file)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes were writing into a folder; only its owner may do this."""
+    for path in folder.glob(f".*{_UNFINISHED}"):
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A new file, under a name that nobody can guess, that takes the place of the old one at the end."""
+    name = None
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_UNFINISHED)
+        with os.fdopen(handle, "wb") as file:
+            yield file
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException as error:
+        if name is not None:
+            Path(name).unlink(missing_ok=True)
+        if isinstance(error, Exception) and (reason := write_error(error, path)) is not None:
+            raise reason from error
+        raise
+
+
+def write_error(error: BaseException, path: Path) -> WriteError | None:
+    """What kept a file from being written, as a sentence; None for an error of another kind.
+
+    Args:
+        error: what was raised; torch hides the system's error behind its own.
+        path: of the file, or of the folder in which something was written.
+    """
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, OSError):
+        found = found.__cause__ or found.__context__
+    if found is None:
+        return None
+    remedy = "Make room there" if found.errno in _NO_ROOM else "Make it writable"
+    return WriteError(
+        f"{str(path)!r} cannot be written: {found.strerror or found}. {remedy}, or choose another folder."
+    )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import platform
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -73,6 +76,15 @@ class Compute:
         except ImportError:  # Windows has no such count
             return None
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def cpu_name() -> str:
+    """The type of the CPU, and the instructions for vectors that torch uses on it."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line for line in lines if line.startswith("model name")).partition(":")[2].strip()
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def unwrapped(model: Any) -> Any:

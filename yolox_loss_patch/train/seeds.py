@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import warnings
 from pathlib import Path
+from typing import Any
 
 import cv2
 import torch
@@ -22,14 +23,24 @@ def prepare_process(seed: int | None) -> None:
     """
     if seed is not None:
         seed_everything(seed, 0, 0)
-        torch.backends.cudnn.deterministic = True
-    else:
-        torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.deterministic = seed is not None
+    torch.backends.cudnn.benchmark = seed is None
     cv2.setNumThreads(0)  # the loader's workers are the parallelism
     # YOLOX 0.3.0 asks for autocast by its old name in every assignment.
     warnings.filterwarnings("ignore", message=r".*torch\.cuda\.amp\.autocast.*", category=FutureWarning)
     warnings.filterwarnings("ignore", message=r".*meshgrid.*indexing.*", category=UserWarning)
     warnings.filterwarnings("ignore", message=r".*TypedStorage is deprecated.*", category=UserWarning)
+
+
+def deterministic_flags() -> dict[str, Any]:
+    """The flags of torch that move the last bits of a result."""
+    return {
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "cudnn.deterministic": torch.backends.cudnn.deterministic,
+        "cudnn.benchmark": torch.backends.cudnn.benchmark,
+        "cudnn.allow_tf32": torch.backends.cudnn.allow_tf32,
+        "float32 matmul precision": torch.get_float32_matmul_precision(),
+    }
 
 
 def choose_seed(seed: int | None, folder: Path, resume: bool) -> int:

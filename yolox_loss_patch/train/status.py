@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import socket
 import sys
 from collections.abc import Callable, Mapping
@@ -23,8 +24,11 @@ from ..head import hosts
 from ..runs.checkpoint import sha256, starting_weights
 from ..runs.claim import Claim
 from ..runs.differences import changed_since, record_differences
+from ..runs.files import WriteError, remove_unfinished, write_error
 from ..runs.record import RunRecord, fail_run, read_run
 from .checkpoints import STATE, Resumed
+from .device import cpu_name
+from .seeds import deterministic_flags
 from .workers.team import Team
 
 _ANOTHER_TRAINING = "compare takes it for another training than those of one setting."
@@ -72,7 +76,9 @@ def facts_of_run(
         "versions": {"python": sys.version.split()[0], "torch": torch.__version__, "numpy": np.__version__,
                      "opencv": cv2.__version__},
         "device": device,
+        "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
+        "determinism": deterministic_flags(),
         "workers": workers,
         "machine": socket.gethostname(),
         "epochs_done": 0,
@@ -110,6 +116,7 @@ class RunStatus:
                 in it.
         """
         self.claim = Claim(self.folder)
+        remove_unfinished(self.folder)
         if (owner := self.claim.taken_from) is not None:
             logger.warning(f"{owner} had claimed {self.folder} and is gone; this process takes the folder over.")
         try:
@@ -261,9 +268,9 @@ class RunStatus:
                         ignore_signals()
                     except KeyboardInterrupt:
                         pass  # the error is what is written down; later signals are ignored
-                    lost = self._end(error)
-                    if lost is not None:
-                        raise RunError(lost) from error
+                    reason = self._end(_in_words(error, self.folder))
+                    if reason is not None:
+                        raise reason from error
                     raise
                 self._close("finished", None)
             if self.team is not None:
@@ -274,22 +281,22 @@ class RunStatus:
             if self.claim is not None:
                 self.claim.release()
 
-    def _end(self, error: BaseException) -> str | None:
-        """Write down why the run ends; returns the reason when it is another worker and not this error."""
+    def _end(self, error: BaseException) -> RunError | None:
+        """Write down why the run ends; returns the reason when that says more than what was raised."""
         is_stop = isinstance(error, KeyboardInterrupt)
         if self.team is not None and (is_stop or (isinstance(error, RuntimeError) and not isinstance(error, KitError))):
             # When one worker is lost the others are stopped, or fail in a collective whose words say nothing of it.
             lost = self.team.lost(wait=1 if is_stop else 5)
             if lost is not None:
                 self._fail(lost)
-                return lost
+                return RunError(lost)
         if is_stop:
             self._close("interrupted", str(error) or "interrupted from the keyboard")
             logger.warning(f"Interrupted; go on with --resume. The run is in {self.folder}")
         else:
             text = str(error) if isinstance(error, KitError) and self.team else f"{type(error).__name__}: {error}"
             self._fail(f"rank {self.rank}: {text}" if self.team else text)
-        return None
+        return error if isinstance(error, RunError) else None
 
     def _fail(self, text: str) -> None:
         """Write down that the run failed: in the record and, in a worker, in its log and for the others."""
@@ -304,4 +311,18 @@ class RunStatus:
 
     def _close(self, status: str, error: str | None) -> None:
         if self.record is not None and self.claim is not None and self.claim.is_held():
-            self.record.finish(status, error)
+            try:
+                self.record.finish(status, error)
+            except RunError as unwritten:  # the disk is full, say
+                logger.error(f"The record could not be closed as {status!r}: {unwritten}")
+
+
+def _in_words(error: BaseException, folder: Path) -> BaseException:
+    """The error; a sentence with the way on in place of one that says that a file of the run could not be written."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
+        error = write_error(error, Path(error.filename or folder)) or error
+    elif not isinstance(error, WriteError):
+        return error
+    if (folder / "latest_ckpt.pth").is_file():
+        return RunError(f"{error} The last checkpoint is whole; go on with --resume.")
+    return error
