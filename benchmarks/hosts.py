@@ -54,7 +54,7 @@ def read():
 
 
 def markdown(answers):
-    """The table of the README: a row a check, a column a host."""
+    """The table of docs/hosts.md: a row per check, a column per host."""
     checks = list(next(iter(answers.values())))
     lines = [["", *answers], ["---"] * (len(answers) + 1)]
     lines += [[check, *(found[check] for found in answers.values())] for check in checks]
