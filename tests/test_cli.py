@@ -97,6 +97,7 @@ sys.exit(cli.main(["train", "-n", "yolox-s"]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "missing,answer", [("yolox", "YOLOX is not installed"), ("thop", "'thop', which it imports, is not")]
 )

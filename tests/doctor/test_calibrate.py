@@ -104,6 +104,7 @@ def test_it_starts_from_a_checkpoint(found, work, tmp_path):
     assert result.trials[0].rows[0]["grad_cls"] != fresh.trials[0].rows[0]["grad_cls"]
 
 
+@pytest.mark.slow
 def test_a_loss_that_explodes_is_said(found):
     with pytest.raises(RunError, match=r"not finite in step [0-9]+ with the stock losses.*basic_lr_per_img"):
         found("loss_iou", "ciou", "basic_lr_per_img", "1e6")

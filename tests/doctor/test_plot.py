@@ -59,6 +59,7 @@ def test_what_is_drawn_is_what_is_trained():
         assert down / (up + down) == pytest.approx(chance, rel=5e-3)
 
 
+@pytest.mark.slow
 def test_the_simulation_shows_what_the_diou_paper_says():
     """Plain IoU leaves disjoint boxes where they are, losses with a penalty bring them home."""
     error = {name: simulate(_element_wise("iou", {"type": name}), points=8) for name in ("iou", "giou", "diou", "ciou")}

@@ -147,6 +147,7 @@ def test_the_experiment_is_that_of_the_kit(made):
     assert {**ours, "exp_name": theirs["exp_name"]} == theirs
 
 
+@pytest.mark.slow
 def test_long_and_odd_settings_are_read(run):
     box = "│ seed              │ 3 "
     width = len(next(line for line in (run / "train_log.txt").read_text().splitlines() if line.startswith(box)))

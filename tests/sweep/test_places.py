@@ -171,6 +171,7 @@ def test_slurm_jobs_are_asked_for_followed_found_again_and_cancelled(slurm, tmp_
     assert (slurm / "cancelled").read_text().split() == ["7_0", "7_1"]
 
 
+@pytest.mark.slow
 def test_what_slurm_says_when_it_refuses_is_passed_on(slurm, work, monkeypatch, capsys):
     (slurm / "sbatch").write_text("#!/bin/sh\necho 'invalid partition specified: nope' >&2; exit 1\n")
     (slurm / "queue").write_text("")

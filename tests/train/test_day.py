@@ -211,6 +211,7 @@ def test_onnx(day, decode):
     np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_export_onnx_without_a_checkpoint_says_so(day):
     script = str(ROOT / "scripts/export_onnx.py")
     done = cli(day, "-f", "first/tiny.py", "-c", "nowhere.pth", check=False, python=(script,))

@@ -350,6 +350,7 @@ def test_a_foreign_folder_is_not_overwritten(work):
     assert (run / "best_ckpt.pth").read_bytes() == b"precious"
 
 
+@pytest.mark.slow
 def test_a_folder_where_a_process_trains_is_left_alone(work):
     claim = Claim(run_folder(work))
     try:
