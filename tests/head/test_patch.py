@@ -115,6 +115,7 @@ def test_default_losses_are_stock_on_a_batch_without_any_box():
     assert_equal_runs(stock, run_head(head, inputs))
 
 
+@pytest.mark.slow
 def test_twelve_steps_end_in_the_same_weights():
     def train(patch):
         exp = NanoExp()
@@ -311,6 +312,7 @@ def test_a_copy_has_the_losses_and_works_on_itself(copier):
     assert stage_of(twin) is not None
 
 
+@pytest.mark.slow
 def test_checkpoints_evaluation_and_trace_are_stock():
     exp = NanoExp()
     exp.num_classes = 3
