@@ -138,12 +138,20 @@ def _run_sweep(words: list[str]) -> None:
 
 def _run_compare(words: list[str]) -> None:
     from .compare.comparison import compare
+    from .compare.statistics import MARGIN
     from .runs.record import AP_COLUMNS
     from .runs.selection import BY
 
     parser = argparse.ArgumentParser(prog="yolox-loss compare", description=(compare.__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="folders of runs or globs: YOLOX_outputs/NAME, NAME, 'NAME-*'"
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="folders of runs or globs: YOLOX_outputs/NAME, NAME, 'NAME-*'; with --truth groups of COCO result files of any "
+        "detector: NAME=FILE,FILE, a file per seed, the first group is the baseline",
+    )
+    parser.add_argument(
+        "--truth", metavar="FILE", help="annotations of the result files, such as instances_val2017.json"
     )
     parser.add_argument(
         "--baseline", help="the group, or a run in it, that the others are compared with (default: stock)"
@@ -152,11 +160,21 @@ def _run_compare(words: list[str]) -> None:
         "--by", default="loss", help=f"what makes a group: {', '.join(BY)} (default: loss, all four terms)"
     )
     parser.add_argument("--metric", default="AP", help=f"of the differences: {', '.join(AP_COLUMNS)} (default: AP)")
-    parser.add_argument("--per-class", action="store_true", help="AP by class as well")
+    parser.add_argument(
+        "--margin", type=float, default=MARGIN, help=f"differences smaller than this are equal (default: {MARGIN})"
+    )
+    parser.add_argument("--classes", metavar="NAME,NAME", help="the metric of these classes only")
+    parser.add_argument("--per-class", action="store_true", help="AP and a verdict for each class as well")
     parser.add_argument("--anyway", action="store_true", help="compare runs that differ in more than losses and seed")
-    parser.add_argument("--out", help="folder for comparison.html, .md, .csv and .png")
+    parser.add_argument("--plan", action="store_true", help="how many seeds and images find which difference")
+    parser.add_argument("--out", help="folder for comparison.html, .md, .csv, .json and .png")
     args = parser.parse_args(words)
-    print(compare(args.runs, args.out, args.baseline, args.by, args.metric, args.per_class, args.anyway))
+    classes = tuple(name.strip() for name in (args.classes or "").split(",") if name.strip())
+    text = compare(
+        args.runs, args.out, args.plan, truth=args.truth, baseline=args.baseline, by=args.by, metric=args.metric,
+        margin=args.margin, classes=classes, per_class=args.per_class, anyway=args.anyway,
+    )  # fmt: skip
+    print(text)
 
 
 def _run_report(words: list[str]) -> None:

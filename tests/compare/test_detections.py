@@ -1,14 +1,14 @@
-"""What kept detections tell: pycocotools' numbers, errors, scores, a bootstrap over images."""
+"""What kept detections tell: pycocotools' numbers, errors, scores."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from made_runs import made, make_data
+from made_runs import detect, make_data
 from pycocotools.coco import COCO
 
-from yolox_loss_patch.compare.detections import ERRORS, METRICS, Truth
+from yolox_loss_patch.compare.detections import ERRORS, Truth
 from yolox_loss_patch.errors import RunError
 from yolox_loss_patch.runs.record import write_predictions
 from yolox_loss_patch.train.evaluator import coco_metrics
@@ -31,8 +31,8 @@ def keep(folder, name, found):
 
 @pytest.mark.parametrize("error", [0.02, 0.12, 0.4])
 def test_the_metrics_are_pycocotools(truth, data, tmp_path, error):
-    found = made.detect(truth, error, seed=1)
-    told = truth.diagnose(keep(tmp_path, "a", found))
+    found = detect(truth, error, seed=1)
+    told = truth.diagnose(Truth.table(found))
     reference, _ = coco_metrics(COCO(data["file"]), found)
     assert told.metrics == pytest.approx(reference, abs=1e-9)
     assert np.mean(list(told.classes.values())) == pytest.approx(told.metrics["AP"], abs=1e-9)
@@ -58,8 +58,8 @@ def test_annotations_with_gaps_ids_crowds_and_a_class_without_boxes(truth, data,
         )
     (tmp_path / "truth.json").write_text(json.dumps(coco))
     other = Truth({"file": str(tmp_path / "truth.json")})
-    found = made.detect(other, 0.1, seed=2)
-    told = other.diagnose(keep(tmp_path, "a", found))
+    found = detect(other, 0.1, seed=2)
+    told = other.diagnose(Truth.table(found))
     assert told.metrics == pytest.approx(coco_metrics(COCO(str(tmp_path / "truth.json")), found)[0], abs=1e-9)
     assert told.classes["never"] == -1
 
@@ -69,8 +69,8 @@ def test_the_best_threshold_is_the_one_a_search_finds(truth, tmp_path):
     import torch
     from torchvision.ops import box_iou
 
-    found = made.detect(truth, 0.1, seed=3)
-    told = truth.diagnose(keep(tmp_path, "a", found))
+    found = detect(truth, 0.1, seed=3)
+    told = truth.diagnose(Truth.table(found))
 
     def mean_f1(threshold):
         values = []
@@ -108,20 +108,19 @@ def test_perfect_detections_and_none_at_all(truth, tmp_path):
         {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 1.0}
         for a in truth.annotations
     ]
-    told = truth.diagnose(keep(tmp_path, "perfect", perfect))
+    told = truth.diagnose(Truth.table(perfect))
     assert told.metrics["AP"] == pytest.approx(1.0) and told.f1 == pytest.approx(1.0) and told.calibration_error < 1e-9
     assert all(value == pytest.approx(0, abs=1e-9) for value in told.errors.values())
-    nothing = truth.diagnose(keep(tmp_path, "nothing", []))
+    nothing = truth.diagnose(Truth.table([]))
     assert nothing.metrics["AP"] == 0 and nothing.f1 == 0 and nothing.errors["Miss"] >= 0
-    assert truth.image_interval([keep(tmp_path, "n", [])], [keep(tmp_path, "m", [])], "AP") is None
 
 
 def test_the_calibration_error_is_the_distance_from_score_to_share(truth, tmp_path):
     """All scores alike: the error is how far that score is from the share of detections that are right."""
-    found = made.detect(truth, 0.1, seed=3)
+    found = detect(truth, 0.1, seed=3)
 
     def told(score):
-        return truth.diagnose(keep(tmp_path, f"{score:.3f}", [{**row, "score": score} for row in found]))
+        return truth.diagnose(Truth.table([{**row, "score": score} for row in found]))
 
     ((score, share, number),) = told(0.5).calibration
     assert score == pytest.approx(0.5) and 0.3 < share < 0.95 and number == len(found)
@@ -130,58 +129,12 @@ def test_the_calibration_error_is_the_distance_from_score_to_share(truth, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("metric", ["AP", "AP50", "AR"])
-def test_the_interval_over_images_is_the_bootstraps(truth, data, tmp_path, metric):
-    """Against drawing the images by hand and letting pycocotools evaluate each draw."""
-    files, founds = [], []
-    for side, error in enumerate((0.08, 0.12)):
-        founds.append([made.detect(truth, error, seed=10 * side + k) for k in range(2)])
-        files.append([keep(tmp_path, f"{side}{k}", found) for k, found in enumerate(founds[-1])])
-    interval = truth.image_interval(files[0], files[1], metric)
-    rng = np.random.default_rng(0)
-    draws = []
-    for _ in range(60):
-        chosen = rng.integers(1, 31, 30)
-        coco = COCO()
-        coco.dataset = {"categories": truth.categories, "images": [{"id": k} for k in range(1, 31)], "annotations": []}
-        for place, image in enumerate(chosen, 1):
-            coco.dataset["annotations"] += [
-                {**a, "image_id": place, "id": 1000 * place + n}
-                for n, a in enumerate(truth.annotations)
-                if a["image_id"] == image
-            ]
-        coco.createIndex()
-        means = []
-        for side in founds:
-            values = []
-            for found in side:
-                drawn = [
-                    {**d, "image_id": place}
-                    for place, image in enumerate(chosen, 1)
-                    for d in found
-                    if d["image_id"] == image
-                ]
-                values.append(coco_metrics(coco, drawn)[0][metric])
-            means.append(np.mean(values))
-        draws.append(means[0] - means[1])
-    width = interval.high - interval.low
-    assert abs((interval.high + interval.low) / 2 - np.mean(draws)) < 0.35 * width
-    assert width == pytest.approx(2 * 1.96 * np.std(draws), rel=0.4)
-
-
-def test_a_metric_that_has_no_bootstrap(truth, tmp_path):
-    file = keep(tmp_path, "a", made.detect(truth, 0.1, seed=1))
-    assert "AP90" not in METRICS and truth.image_interval([file], [file], "AP90") is None
-    same = truth.image_interval([file], [file], "AP")
-    assert (same.low, same.high) == (0, 0)
-
-
 def test_files_that_are_gone_or_changed_or_of_other_images(truth, data, tmp_path):
     with pytest.raises(RunError, match="is not there any more"):
         Truth({"file": str(tmp_path / "gone.json")})
     with pytest.raises(RunError, match="was changed"):
         Truth({**data, "sha256": "0" * 64})
-    stranger = [{**made.detect(truth, 0.1, seed=1)[0], "image_id": 4711}]
+    stranger = [{**detect(truth, 0.1, seed=1)[0], "image_id": 4711}]
     with pytest.raises(RunError, match="image 4711"):
         truth.read(keep(tmp_path, "stranger", stranger))
     (tmp_path / "broken.json.gz").write_bytes(b"no gzip")

@@ -1,54 +1,89 @@
-"""Runs held against each other so that the answer can be believed: what differs, how sure the difference is, and why."""
+"""Runs with several seeds, or any detector's result files, compared with a baseline: what differs, how surely, and why."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
+from numpy.typing import NDArray
 
 from ..errors import RunError
 from ..runs.differences import training_sizes
 from ..runs.record import AP_COLUMNS, predictions_file
+from ..runs.result_files import file_groups, read_results
 from ..runs.selection import Group, Run, Selection, differing, facts, group, select, surroundings, unknown
 from ..specs.knobs import nearest
 from ..specs.labels import label_of
 from .detections import Truth
+from .judging import by_unit, class_places, judge, judge_classes, resample
 from .results import MEANS, Comparison, ImageDifference, Result, Shapes, Summary
-from .statistics import BETTER, EFFECT, WORSE, pooled_spread, seed_difference, unrest, verdict
-from .tables import as_text, side_by_side
+from .statistics import BETTER, EQUAL, MARGIN, WORSE, evaluation_noise, pooled_spread
+from .tables import as_text, plan_text, side_by_side
 
 # A share of the first learning rate at which AP hardly moves any more from epoch to epoch; measured in docs/which_loss.md.
 _SETTLED = 0.002
-# Groups, besides the baseline, of which curves, errors and images are shown: more are not told apart.
+# Groups, without the baseline, of which curves, errors and images are shown: more could not be told apart.
 _MOST_SHOWN = 6
 
 
-def compare(
-    folders: Sequence[str],
-    out: str | None = None,
-    baseline: str | None = None,
-    by: str = "loss",
-    metric: str = "AP",
-    per_class: bool = False,
-    anyway: bool = False,
-) -> str:
-    """Compare runs, repeated with several seeds, against a baseline; with --out also a page, pictures and tables.
+@dataclass(frozen=True)
+class Options:
+    """What is compared, and how.
 
-    Args:
-        folders: of runs, or globs; also names of what lies in ``YOLOX_outputs``.
-        out: folder for ``comparison.html``, ``.md``, ``.csv`` and ``.png``.
+    Attributes:
+        words: folders of runs, globs, or names of what lies in ``YOLOX_outputs``; with ``truth`` groups of result files,
+            ``name=file,file``, a file per seed, the first group being the baseline.
         baseline: a group or a run of it; the default is stock.
         by: ``loss``, or one term (``loss_obj``, ``loss_cls``, ``loss_iou``, ``loss_l1``).
         metric: of the differences, one of `record.AP_COLUMNS`.
-        per_class: AP by class as well.
+        per_class: AP and a verdict for each class as well.
         anyway: compare runs that differ in more than losses and seed.
+        margin: differences smaller than this count as equal.
+        classes: names of the classes that the metric is the mean of; empty for all.
+        truth: the annotation file of result files; None for runs, whose records name it.
+    """
+
+    words: Sequence[str]
+    baseline: str | None = None
+    by: str = "loss"
+    metric: str = "AP"
+    per_class: bool = False
+    anyway: bool = False
+    margin: float = MARGIN
+    classes: Sequence[str] = ()
+    truth: str | None = None
+
+    def command(self) -> list[str]:
+        """The words that make the comparison again."""
+        words = ["yolox-loss", "compare", *self.words]
+        for flag, value, default in (
+            ("--truth", self.truth, None), ("--baseline", self.baseline, None), ("--by", self.by, "loss"),
+            ("--metric", self.metric, "AP"), ("--margin", str(self.margin), str(MARGIN)),
+            ("--classes", ",".join(self.classes), ""),
+        ):  # fmt: skip
+            if value != default:
+                words += [flag, str(value)]
+        return words + ["--per-class"] * self.per_class + ["--anyway"] * self.anyway
+
+
+def compare(words: Sequence[str], out: str | None = None, plan: bool = False, **options: Any) -> str:
+    """Compare runs, repeated with several seeds, against a baseline; with --out also a page, pictures and tables.
+
+    Args:
+        words: see `Options`.
+        out: folder for ``comparison.html``, ``.md``, ``.csv``, ``.json`` and ``.png``.
+        plan: say instead how many seeds and images would find which difference.
+        **options: those of `Options`.
 
     Raises:
         RunError: runs that cannot be compared, with the reason.
     """
-    comparison = analyse(folders, baseline, by, metric, per_class, anyway)
+    comparison = analyse(words, **options)
+    if plan:
+        return plan_text(comparison)
     text = as_text(comparison)
     if out is not None:
         from .report import write  # matplotlib and jinja2 take a second
@@ -58,70 +93,127 @@ def compare(
     return text
 
 
-def analyse(
-    folders: Sequence[str],
-    baseline: str | None = None,
-    by: str = "loss",
-    metric: str = "AP",
-    per_class: bool = False,
-    anyway: bool = False,
-) -> Comparison:
-    """The comparison itself; for the arguments see `compare`."""
+def analyse(words: Sequence[str], **options: Any) -> Comparison:
+    """The comparison itself; for the arguments see `Options`."""
+    chosen = Options(words, **options)
+    _check(chosen)
+    return _of_runs(chosen) if chosen.truth is None else _of_files(chosen, chosen.truth)
+
+
+def _check(chosen: Options) -> None:
+    metric = chosen.metric
     if metric not in AP_COLUMNS:
         raise RunError(f"--metric is one of {', '.join(AP_COLUMNS)}; got {metric!r}.{nearest(metric, AP_COLUMNS)}")
-    selection = select(folders)
+    if not 0 < chosen.margin < 1:
+        raise RunError(f"--margin is a difference of AP between 0 and 1, such as {MARGIN}; got {chosen.margin}.")
+
+
+def _of_runs(chosen: Options) -> Comparison:
+    selection = select(chosen.words)
     runs = selection.runs
     _check_number(selection)
     differs = differing(runs, facts)
-    if differs and not anyway:
+    if differs and not chosen.anyway:
         raise RunError(_refusal(runs, differs))
-    groups = _with_baseline_first(group(runs, by), baseline)
-    results = [_result(one) for one in groups]
+    results = [_result(repeats) for repeats in _with_baseline_first(group(runs, chosen.by), chosen.baseline)]
     notes: list[str] = []
     truth = _truth(runs, notes)
+    if truth is None and chosen.classes:
+        raise RunError(f"--classes needs the detections of the runs. {' '.join(notes)}")
     if truth is not None:
-        _diagnose(results, truth, notes)
-    lacks = [name for name in (metric,) if results[0].last[name].mean is None]
-    if lacks:
-        raise RunError(f"The baseline {results[0].label} has no {metric}; choose another --metric or --baseline.")
-    for result in results[1:]:
-        _judge(result, results[0], metric, truth)
-    bare = [one.label for one in results if one.verdict in (BETTER, WORSE) and one.images is None]
-    if bare:
-        notes.append(f"The verdict on {', '.join(bare)} rests on seeds alone: of images nothing is known.")
-    _note_unrest(runs, results, metric, notes)
-    if len(results) > 3:
-        tests = len(results) - 1
-        notes.append(
-            f"{tests} groups are held against the baseline: were none of them different, one would still be called different "
-            f"in up to {100 * (1 - 0.95**tests):.0f}% of such comparisons."
+        annotations = truth
+
+        def detections(run: Run) -> NDArray[np.float64] | None:
+            path = run.predictions()
+            return None if path is None else annotations.read(path)
+
+        of_classes = resample(results, detections, truth, chosen.metric, chosen.classes, chosen.per_class)
+        missing = [run.name for result in results for run in result.group.runs if run.name not in result.diagnoses]
+        if missing:
+            notes.append(
+                f"No detections were kept by {', '.join(missing)}: make them with yolox-loss eval -f EXP -c "
+                "FOLDER/latest_ckpt.pth --save. Until then nothing is said about their images, errors and calibration."
+            )
+            if chosen.classes:
+                raise RunError(f"--classes needs the detections of every run. {notes[-1]}")
+    if results[0].last[chosen.metric].mean is None:
+        raise RunError(
+            f"The baseline {results[0].label} has no {chosen.metric}; choose another --metric or --baseline."
         )
-    shown = _most_different(results, metric, notes)
+    images = None if truth is None else len(truth.boxes.image_ids)
+    judge(results, chosen.metric, chosen.margin, images, from_detections=bool(chosen.classes))
+    if truth is not None and chosen.per_class:
+        judge_classes(results, truth, of_classes, chosen.margin)
+    without = [
+        result.label
+        for result in results
+        if result.verdict in (BETTER, WORSE, EQUAL) and result.difference and result.difference.se_images is None
+    ]
+    if without:
+        notes.append(
+            f"The verdict on {', '.join(without)} is about seeds only: without detections nothing is known about other images."
+        )
+    _note_evaluation_noise(runs, results, chosen.metric, chosen.margin, notes)
+    shown = _most_different(results, chosen.metric, notes)
     return Comparison(
         results,
-        metric,
+        chosen.metric,
+        chosen.margin,
         _loss_differences(results),
         differs,
         differing(runs, surroundings),
         unknown(runs),
         selection.left_out,
         notes,
-        _classes(results) if per_class else [],
+        _classes(results) if chosen.per_class else [],
         shown,
         _pictures(shown, truth) if truth is not None else [],
-        _command(folders, baseline, by, metric, per_class, anyway),
+        chosen.command(),
+        list(chosen.classes),
     )
 
 
-def _command(
-    folders: Sequence[str], baseline: str | None, by: str, metric: str, per_class: bool, anyway: bool
-) -> list[str]:
-    """The words that make the comparison again."""
-    words = ["yolox-loss", "compare", *folders]
-    words += [] if baseline is None else ["--baseline", baseline]
-    words += [] if by == "loss" else ["--by", by]
-    words += [] if metric == "AP" else ["--metric", metric]
-    return words + ["--per-class"] * per_class + ["--anyway"] * anyway
+def _of_files(chosen: Options, annotations: str) -> Comparison:
+    """The comparison of result files: the same, without what only a training tells."""
+    groups = file_groups(chosen.words)
+    if len(groups) < 2:
+        raise RunError(f"There is one group only, {groups[0].label}: name a second one, such as other=b0.json,b1.json.")
+    if chosen.baseline is not None:
+        groups = _with_baseline_first(groups, chosen.baseline)
+    try:
+        truth = Truth({"file": annotations})
+    except RunError as error:
+        raise RunError(f"--truth is the file with the annotations: {error}.") from error
+    class_places(truth, chosen.classes)
+    categories = [int(item["id"]) for item in truth.categories]
+
+    def detections(run: Run) -> NDArray[np.float64]:
+        return truth.table(read_results(run.folder, truth.images, categories))
+
+    empty = [Result(repeats, {}, {}, {}, Summary.of([]), Summary.of([])) for repeats in groups]
+    of_classes = resample(empty, detections, truth, chosen.metric, chosen.classes, chosen.per_class)
+    results = []
+    for result in empty:
+        for run in result.group.runs:
+            run.rows.append({"epoch": 0.0, **result.diagnoses[run.name].metrics})
+        filled = _result(result.group)
+        filled.diagnoses, filled.resampled = result.diagnoses, result.resampled
+        results.append(filled)
+    judge(results, chosen.metric, chosen.margin, len(truth.boxes.image_ids), from_detections=True)
+    if chosen.per_class:
+        judge_classes(results, truth, of_classes, chosen.margin)
+    notes: list[str] = []
+    numbers = {len(result.group.runs) for result in results}
+    if numbers != {1}:
+        notes.append(
+            "The first files of all groups are taken as trainings with one seed, the second ones with another, and so on."
+        )
+    shown = _most_different(results, chosen.metric, notes)
+    classes = _classes(results) if chosen.per_class else []
+    return Comparison(
+        results, chosen.metric, chosen.margin, {}, {}, {}, {}, [], notes, classes, shown, [], chosen.command(),
+        list(chosen.classes), from_files=True,
+    )  # fmt: skip
 
 
 def _check_number(selection: Selection) -> None:
@@ -146,31 +238,31 @@ def _refusal(runs: Sequence[Run], differs: dict[str, list[str]]) -> str:
 
 def _with_baseline_first(groups: list[Group], wanted: str | None) -> list[Group]:
     """The groups with the baseline in front: the one asked for, else stock, else the first."""
-    labels = [one.label for one in groups]
+    labels = [repeats.label for repeats in groups]
     if wanted is None:
-        first = next((one for one in groups if one.label == "stock"), groups[0])
+        first = next((repeats for repeats in groups if repeats.label == "stock"), groups[0])
     else:
         name = Path(wanted).name
-        found = [one for one in groups if wanted == one.label or name in [run.name for run in one.runs]]
+        found = [repeats for repeats in groups if wanted == repeats.label or name in [run.name for run in repeats.runs]]
         if not found:
-            choices = [*labels, *(run.name for one in groups for run in one.runs)]
+            choices = [*labels, *(run.name for repeats in groups for run in repeats.runs)]
             raise RunError(
                 f"--baseline is a group ({', '.join(repr(label) for label in labels)}) or the name of a run in it; got "
                 f"{wanted!r}.{nearest(wanted, choices)}"
             )
         first = found[0]
-    return [first, *(one for one in groups if one is not first)]
+    return [first, *(repeats for repeats in groups if repeats is not first)]
 
 
-def _result(one: Group) -> Result:
-    last, best = [run.last() for run in one.runs], [run.best() for run in one.runs]
+def _result(repeats: Group) -> Result:
+    last, best = [run.last() for run in repeats.runs], [run.best() for run in repeats.runs]
     return Result(
-        one,
+        repeats,
         {name: Summary.of([row.get(name) for row in last]) for name in AP_COLUMNS},
         {name: Summary.of([row.get(name) for row in best]) for name in AP_COLUMNS},
-        {name: Summary.of([run.rows[-1].get(name) for run in one.runs]) for name in MEANS},
-        Summary.of([run.seconds_per_iteration() for run in one.runs]),
-        Summary.of([run.peak_memory() for run in one.runs]),
+        {name: Summary.of([run.rows[-1].get(name) for run in repeats.runs]) for name in MEANS},
+        Summary.of([run.seconds_per_iteration() for run in repeats.runs]),
+        Summary.of([run.peak_memory() for run in repeats.runs]),
     )
 
 
@@ -192,45 +284,13 @@ def _truth(runs: Sequence[Run], notes: list[str]) -> Truth | None:
     return None
 
 
-def _diagnose(results: list[Result], truth: Truth, notes: list[str]) -> None:
-    missing = []
-    pairs = [(result, run) for result in results for run in result.group.runs]
-    for result, run in tqdm(pairs, desc="errors and calibration", leave=False):
-        path = run.predictions()
-        if path is None:
-            missing.append(run.name)
-        else:
-            result.diagnoses[run.name] = truth.diagnose(path)
-    if missing:
-        notes.append(
-            f"No detections were kept by {', '.join(missing)}: make them with yolox-loss eval -f EXP -c FOLDER/latest_ckpt.pth "
-            "--save. Until then nothing is said about their images, errors and calibration."
-        )
-
-
-def _judge(result: Result, base: Result, metric: str, truth: Truth | None) -> None:
-    values, others = _by_unit(result.group, metric), _by_unit(base.group, metric)
-    if not values:
-        result.verdict = f"{metric} unknown"
-        return
-    result.difference = seed_difference(values, others)
-    if truth is not None:
-        ours, theirs = _pairs(result.group, base.group)
-        files = [[run.predictions() for run in side] for side in (ours, theirs)]
-        known = [[path for path in side if path is not None] for side in files]
-        if known == files and ours:
-            with tqdm(
-                total=1, desc=f"bootstrap over images, {result.label}", leave=False, bar_format="{desc} ... {elapsed}"
-            ):
-                result.images = truth.image_interval(known[0], known[1], metric)
-    result.verdict = verdict(result.difference, result.images)
-
-
-def _note_unrest(runs: Sequence[Run], results: list[Result], metric: str, notes: list[str]) -> None:
+def _note_evaluation_noise(
+    runs: Sequence[Run], results: list[Result], metric: str, margin: float, notes: list[str]
+) -> None:
     """Say where AP moves from one of the last epochs to the next about as much as seeds differ."""
-    moves = unrest([run.end(metric) for run in runs])
-    spread = pooled_spread([list(_by_unit(result.group, metric).values()) for result in results])
-    if moves is None or spread is None or moves < max(EFFECT, spread / 2):
+    moves = evaluation_noise([run.end(metric) for run in runs])
+    spread = pooled_spread([list(by_unit(result.group, metric).values()) for result in results])
+    if moves is None or spread is None or moves < max(margin, spread / 2):
         return
     exp = runs[0].record.get("exp", {})
     ratio, sizes, height = exp.get("min_lr_ratio"), training_sizes(exp), (exp.get("test_size") or [None])[0]
@@ -247,16 +307,6 @@ def _note_unrest(runs: Sequence[Run], results: list[Result], metric: str, notes:
         f"In the last epochs {metric} moves by {moves:.3f} from one to the next (standard deviation), in the last one it differs "
         f"by {spread:.3f} between seeds: a part of the noise is where a training happens to stop.{how}"
     )
-
-
-def _by_unit(one: Group, metric: str) -> dict[str, float]:
-    """Repeat -> metric of the last epoch; repeats of unknown seeds are told apart by their runs' names."""
-    values = {}
-    for run, unit in zip(one.runs, one.units, strict=True):
-        value = run.last().get(metric)
-        if value is not None and value >= 0:
-            values[unit if run.seed is not None else run.name] = value
-    return values
 
 
 def _pairs(ours: Group, theirs: Group) -> tuple[list[Run], list[Run]]:
@@ -288,7 +338,9 @@ def _loss_differences(results: list[Result]) -> dict[str, list[str]]:
 
 
 def _classes(results: list[Result]) -> list[str]:
-    return list(dict.fromkeys(name for result in results for one in result.diagnoses.values() for name in one.classes))
+    return list(
+        dict.fromkeys(name for result in results for found in result.diagnoses.values() for name in found.classes)
+    )
 
 
 def _both_diagnosed(result: Result, base: Result) -> bool:
@@ -306,7 +358,7 @@ def _most_different(results: list[Result], metric: str, notes: list[str]) -> lis
         f"Curves, errors and images are shown of {base.label} and of the {_MOST_SHOWN} groups whose {metric} differs most "
         "from it; the tables have all."
     )
-    distances = [-1.0 if one.difference is None else abs(one.difference.mean) for one in others]
+    distances = [-1.0 if result.difference is None else abs(result.difference.mean) for result in others]
     chosen = sorted(range(len(others)), key=lambda place: -distances[place])[:_MOST_SHOWN]
     return [base, *(others[place] for place in sorted(chosen))]
 

@@ -1,7 +1,7 @@
-"""What kept detections tell without the model: metrics, error types, calibration, images, a bootstrap over images.
+"""What kept detections tell without the model: metrics, error types, calibration, images that differ.
 
 The sums are hotcoco's (its metrics are pycocotools' to the last digits); a run's detections are read, evaluated and let go
-before the next one's, so that memory does not grow with the number of runs.
+before those of the next run, so that memory does not grow with the number of runs.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import contextlib
 import hashlib
 import io
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ..errors import RunError
 from ..runs.record import read_predictions
-from .statistics import CONFIDENCE, Interval
+from .matching import Boxes
 
 # The record's names of COCO's metrics, and hotcoco's; AP90 is read from the precision table.
 METRICS = {
@@ -37,7 +37,6 @@ ERRORS = {
     "Cls": "wrong class", "Loc": "badly placed", "Both": "both", "Dupe": "duplicate", "Bkg": "background", "Miss": "missed",
 }  # fmt: skip
 _AT50, _AT90 = 0, 8  # places of IoU .50 and .90 among .50, .55, ... .95
-_RESAMPLES, _RESAMPLES_LARGE, _LARGE = 1000, 200, 300_000
 
 
 @dataclass(frozen=True)
@@ -82,9 +81,16 @@ class Truth:
         if data.get("sha256") not in (None, hashlib.sha256(content).hexdigest()):
             raise RunError(f"the annotation file {str(path)!r} was changed after the runs were evaluated on it")
         self.image_folder = Path(data.get("image_folder", ""))
-        coco = json.loads(content)
-        # What is compared are boxes; masks would only take memory.
-        boxes = [{key: value for key, value in item.items() if key != "segmentation"} for item in coco["annotations"]]
+        try:
+            coco = json.loads(content.decode("utf-8-sig"))
+            # Boxes are compared; masks would only take memory.
+            boxes = [
+                {"area": item["bbox"][2] * item["bbox"][3], "iscrowd": 0}
+                | {key: value for key, value in item.items() if key != "segmentation"}
+                for item in coco["annotations"]
+            ]
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise RunError(f"the annotation file {str(path)!r} cannot be read as COCO annotations ({error!r})") from error
         self.images: list[dict[str, Any]] = coco["images"]
         # What the runs ignored is a crowd of every class, in which a detection is neither right nor wrong.
         ignored = [item["id"] for item in coco["categories"] if item["name"] in data.get("ignored_classes", ())]
@@ -95,24 +101,19 @@ class Truth:
             if item["category_id"] in ignored
             for category in self.categories
         ]
-        self._coco = hotcoco.COCO(self._repeated(1))
+        numbered = [{**item, "id": number} for number, item in enumerate(self.annotations, start=1)]
+        self._coco = hotcoco.COCO({"images": self.images, "categories": self.categories, "annotations": numbered})
 
-    def _repeated(self, times: int) -> dict[str, Any]:
-        """The data set with each class ``times`` over; the first copy is the data set itself."""
-        classes, boxes = [], []
-        for copy in range(times):
-            shift = copy * self._step()
-            classes += [
-                {**item, "id": item["id"] + shift, "name": f"{item['name']}{copy or ''}"} for item in self.categories
-            ]
-            boxes += [
-                {**item, "id": number + copy * len(self.annotations), "category_id": item["category_id"] + shift}
-                for number, item in enumerate(self.annotations, start=1)
-            ]
-        return {"images": self.images, "categories": classes, "annotations": boxes}
+    @cached_property
+    def boxes(self) -> Boxes:
+        """The boxes, ready to be matched for a bootstrap over images."""
+        return Boxes(self.images, self.categories, self.annotations)
 
-    def _step(self) -> int:
-        return 1 + max(int(item["id"]) for item in self.categories)
+    @property
+    def class_names(self) -> list[str]:
+        """The names in the order of the ids, which is that of `boxes`."""
+        names = {int(item["id"]): str(item["name"]) for item in self.categories}
+        return [names[number] for number in sorted(names)]
 
     def read(self, path: Path) -> NDArray[np.float64]:
         """Kept detections as rows of ``image_id, x, y, w, h, score, category_id``.
@@ -120,12 +121,17 @@ class Truth:
         Raises:
             RunError: the file cannot be read, or is of other images.
         """
-        rows = [(row["image_id"], *row["bbox"], row["score"], row["category_id"]) for row in read_predictions(path)]
-        table = np.array(rows, dtype=np.float64).reshape(-1, 7)
+        table = self.table(read_predictions(path))
         strangers = set(table[:, 0].astype(int)) - {int(item["id"]) for item in self.images}
         if strangers:
             raise RunError(f"{path} has detections in image {min(strangers)}, which the annotations do not list")
         return table
+
+    @staticmethod
+    def table(detections: list[dict[str, Any]]) -> NDArray[np.float64]:
+        """COCO results as rows of ``image_id, x, y, w, h, score, category_id``."""
+        rows = [(row["image_id"], *row["bbox"], row["score"], row["category_id"]) for row in detections]
+        return np.array(rows, dtype=np.float64).reshape(-1, 7)
 
     def evaluation(self, table: NDArray[np.float64]) -> Any:
         """A ``hotcoco.COCOeval`` of these detections that has been evaluated.
@@ -136,9 +142,9 @@ class Truth:
         """
         return _evaluate(self._coco, table)
 
-    def diagnose(self, path: Path) -> Diagnosis:
-        """Everything that the detections of one file tell."""
-        evaluation = self.evaluation(self.read(path))
+    def diagnose(self, table: NDArray[np.float64]) -> Diagnosis:
+        """Everything that the detections of a run tell, which are rows as `read` gives them."""
+        evaluation = self.evaluation(table)
         precision = evaluation.eval["precision"][:, :, :, 0, -1]  # IoU x recall x class, all sizes, 100 detections
         found = evaluation.get_results()
         metrics = {name: float(found[key]) for name, key in METRICS.items()}
@@ -158,31 +164,6 @@ class Truth:
             f1,
             {int(number): float(row["ap"]) for number, row in images.items()},
         )
-
-    def image_interval(self, ours: Sequence[Path], theirs: Sequence[Path], metric: str) -> Interval | None:
-        """The interval of the difference of two groups' mean metric when other images had been drawn (paired bootstrap).
-
-        Args:
-            ours, theirs: as many files of kept detections; the i-th of both come from the same seed.
-            metric: of `METRICS`; for another one the answer is None.
-
-        The runs of a group stand side by side as classes of one data set, whose AP is then the mean of the runs' APs. So
-        a resampled image is the same image in all of them.
-        """
-        if metric not in METRICS:
-            return None
-        coco = hotcoco.COCO(self._repeated(len(ours)))
-        sides = []
-        for files in (ours, theirs):
-            shifts = [np.array([0, 0, 0, 0, 0, 0, copy * self._step()]) for copy in range(len(files))]
-            sides.append(np.concatenate([self.read(path) + shift for path, shift in zip(files, shifts, strict=True)]))
-        if not all(map(len, sides)):
-            return None
-        resamples = _RESAMPLES if max(map(len, sides)) < _LARGE else _RESAMPLES_LARGE
-        told = hotcoco.compare(
-            _evaluate(coco, sides[1]), _evaluate(coco, sides[0]), n_bootstrap=resamples, seed=0, confidence=CONFIDENCE
-        )["ci"][METRICS[metric]]
-        return Interval(float(told["lower"]), float(told["upper"]))
 
 
 def _evaluate(coco: Any, table: NDArray[np.float64]) -> Any:

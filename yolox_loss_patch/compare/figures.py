@@ -29,7 +29,6 @@ from .drawing import (
     wrapped,
 )
 from .results import Comparison, Result, best_threshold
-from .statistics import EFFECT
 
 ANSWER, CURVES, WHY, COST = "Answer", "Training curves", "Errors and scores", "Cost"
 _CURVES: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -102,37 +101,32 @@ def _turns(comparison: Comparison) -> list[int | None]:
 def _differences(axes: Axes, look: Look, texts: list[list[str]], comparison: Comparison) -> None:
     """A forest plot."""
     label_rows(axes, look, texts)
-    axes.axvspan(-EFFECT, EFFECT, color=look.dim, alpha=0.15, linewidth=0)
+    margin = comparison.margin
+    axes.axvspan(-margin, margin, color=look.dim, alpha=0.15, linewidth=0)
     axes.axvline(0, color=look.ink, linewidth=1)
-    reach = [-EFFECT, EFFECT]
+    reach = [-margin, margin]
     for place, (result, turn) in enumerate(zip(comparison.results[1:], _turns(comparison)[1:], strict=True)):
         colour, marker = look.of(turn)
-        if result.difference is None:
+        found = result.difference
+        if found is None:
             continue
-        intervals = [interval for interval in (result.images, result.difference.interval) if interval is not None]
-        reach += [
-            result.difference.mean,
-            *result.difference.pairs,
-            *(end for interval in intervals for end in (interval.low, interval.high)),
-        ]
-        if result.images is not None:
-            axes.plot([result.images.low, result.images.high], [-place] * 2, color=colour, linewidth=1.3,
-                      transform=raised(axes, axes.transData, -0.09))  # fmt: skip
-        if result.difference.interval is not None:
-            low, high = result.difference.interval.low, result.difference.interval.high
-            axes.plot([low, high], [-place] * 2, color=colour, linewidth=4, alpha=0.75, solid_capstyle="butt")
-        pairs = result.difference.pairs
-        axes.plot(pairs, [-place] * len(pairs), "o", color=look.ink, markersize=2.6,
+        reach += [found.mean, *found.pairs]
+        for interval, width in ((found.interval, 1.6), (found.interval90, 4)):
+            if interval is not None:
+                reach += [interval.low, interval.high]
+                axes.plot([interval.low, interval.high], [-place] * 2, color=colour, linewidth=width, alpha=0.75,
+                          solid_capstyle="butt")  # fmt: skip
+        axes.plot(found.pairs, [-place] * len(found.pairs), "o", color=look.ink, markersize=2.6,
                   transform=raised(axes, axes.transData, 0.08))  # fmt: skip
-        axes.plot([result.difference.mean], [-place], marker, color=colour, markeredgecolor=look.paper, markersize=8)
-    margin = 0.04 * (max(reach) - min(reach))
-    axes.set_xlim(min(reach) - margin, max(reach) + margin)
+        axes.plot([found.mean], [-place], marker, color=colour, markeredgecolor=look.paper, markersize=8)
+    edge = 0.04 * (max(reach) - min(reach))
+    axes.set_xlim(min(reach) - edge, max(reach) + edge)
     handles = [
         Line2D([], [], color=look.dim, marker="o", linestyle="", markersize=7, label="mean"),
-        Line2D([], [], color=look.dim, linewidth=4, label="95% over seeds"),
-        Line2D([], [], color=look.dim, linewidth=1.3, label="95% over images"),
+        Line2D([], [], color=look.dim, linewidth=1.6, label="95% interval"),
+        Line2D([], [], color=look.dim, linewidth=4, label="90%: equal if inside"),
         Line2D([], [], color=look.ink, marker="o", linestyle="", markersize=2.6, label="a pair of seeds"),
-        Rectangle((0, 0), 1, 1, color=look.dim, alpha=0.2, linewidth=0, label=f"less than {100 * EFFECT:g} AP"),
+        Rectangle((0, 0), 1, 1, color=look.dim, alpha=0.2, linewidth=0, label=f"less than {100 * margin:g} AP"),
     ]
     axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3, fontsize=SMALL, frameon=False,
                 bbox_transform=raised(axes, axes.transAxes, -0.22), handlelength=1.6, columnspacing=1.2)  # fmt: skip

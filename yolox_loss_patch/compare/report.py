@@ -14,14 +14,14 @@ from .figures import ANSWER, overview, panels
 from .images import Picture, image_rows, images_overview
 from .pages import by_section, data_uri, page_bytes, template, training_command
 from .results import Comparison
-from .statistics import BETTER, NO_DIFFERENCE, WORSE
-from .tables import answers, as_csv, as_text, remarks, shared_columns, tables
+from .statistics import BETTER, EQUAL, WORSE
+from .tables import answers, as_csv, as_json, as_text, remarks, shared_columns, tables
 
-_SIGNS = {BETTER: ("better", "▲"), WORSE: ("worse", "▼"), NO_DIFFERENCE: ("same", "≈")}
+_SIGNS = {BETTER: ("better", "▲"), WORSE: ("worse", "▼"), EQUAL: ("same", "=")}
 
 
 def write(comparison: Comparison, out: Path) -> list[Path]:
-    """Write ``comparison.html``, ``.md``, ``.csv``, ``.png`` and, where runs differ in images, ``comparison_images.png``.
+    """Write ``comparison.html``, ``.md``, ``.csv``, ``.json``, ``.png``, and ``comparison_images.png`` where images differ.
 
     Args:
         comparison: what is written.
@@ -40,6 +40,7 @@ def write(comparison: Comparison, out: Path) -> list[Path]:
         "comparison.html": page_bytes(page(comparison, out, rows)),
         "comparison.md": page_bytes(as_text(comparison)),
         "comparison.csv": page_bytes(as_csv(comparison)),
+        "comparison.json": page_bytes(as_json(comparison)),
         "comparison.png": overview(comparison),
         "comparison_images.png": images_overview(rows) if rows else None,
     }

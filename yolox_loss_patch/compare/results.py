@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..runs.selection import Group, Run
 from .detections import Diagnosis
-from .statistics import Interval, SeedDifference, mean_interval
+from .statistics import Difference, Interval, mean_interval
 
 MEANS = ("fg_iou", "obj_fg", "obj_bg")
 Shapes = list[tuple[tuple[float, ...], str]]
@@ -31,6 +32,16 @@ class Summary:
         return cls(float(np.mean(known)), mean_interval(known)) if known else cls(None, None)
 
 
+@dataclass(frozen=True)
+class ClassDifference:
+    """How far a group lies above the baseline in one class; Holm counts every class of every group."""
+
+    name: str
+    difference: Difference
+    p_holm: float | None
+    verdict: str
+
+
 @dataclass
 class Result:
     """What came out of a group.
@@ -39,12 +50,14 @@ class Result:
         group: the runs.
         last: metric -> summary, of the last epoch (the EMA weights, as YOLOX evaluates them).
         best: metric -> summary, each run at its epoch of the best AP.
-        difference: to the baseline, over seeds; None for the baseline itself.
-        images: the interval of the same difference over images; None where detections are missing.
-        verdict: in words.
+        difference: to the baseline; None for the baseline itself.
+        p_holm: of the difference, over all losses of the table.
+        verdict: better, worse, equal or unclear; baseline for the baseline itself.
+        class_differences: the same for each class, where they were asked for.
+        resampled: run name -> the metric for the images as they are and for each resample; empty without detections.
         diagnoses: run name -> what its detections tell; empty where they were not kept.
         means: mean foreground IoU and objectness of the last epoch.
-        seconds: of training, an iteration.
+        seconds: of training, per iteration.
         memory: peak, in MiB.
     """
 
@@ -54,10 +67,12 @@ class Result:
     means: dict[str, Summary]
     seconds: Summary
     memory: Summary
-    difference: SeedDifference | None = None
-    images: Interval | None = None
+    difference: Difference | None = None
+    p_holm: float | None = None
     verdict: str = "baseline"
     diagnoses: dict[str, Diagnosis] = field(default_factory=dict)
+    class_differences: list[ClassDifference] = field(default_factory=list)
+    resampled: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -86,8 +101,9 @@ class Comparison:
     """Everything that the forms (text, CSV, pictures, page) show.
 
     Attributes:
-        results: a group each, the baseline first.
+        results: one per group, the baseline first.
         metric: the one that the differences are of.
+        margin: differences smaller than this count as equal.
         losses: knob -> its value in each group, for the knobs of the losses in which groups differ.
         differs: fact -> its value in each run, for what differs besides losses and seed (``--anyway``).
         noted: the same for device, versions and the like, which may move the last digits.
@@ -98,10 +114,13 @@ class Comparison:
         shown: the groups with curves, errors and images: all, or of many the baseline and those that differ most.
         pictures: where the groups differ most from the baseline.
         command: the words that make the comparison again, without ``--out``.
+        only_classes: the classes that the metric is the mean of, where not all of them are.
+        from_files: result files of any detector were compared, which have no trainings.
     """
 
     results: list[Result]
     metric: str
+    margin: float
     losses: dict[str, list[str]]
     differs: dict[str, list[str]]
     noted: dict[str, list[str]]
@@ -112,6 +131,18 @@ class Comparison:
     shown: list[Result]
     pictures: list[ImageDifference]
     command: list[str]
+    only_classes: list[str] = field(default_factory=list)
+    from_files: bool = False
+
+    @property
+    def title(self) -> str:
+        """The metric, and the classes where it is not of all of them."""
+        return self.metric + (f" of {', '.join(self.only_classes)}" if self.only_classes else "")
+
+    @property
+    def tests(self) -> int:
+        """The number of losses that are compared with the baseline; at least 1."""
+        return max(1, len(self.results) - 1)
 
     @property
     def runs(self) -> list[Run]:

@@ -125,7 +125,9 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
 def half_width(parts: Sequence[Part], confidence: float) -> float:
     """Half of the interval of a mean whose variance has these parts."""
     level = (1 - confidence) / 2
-    return math.sqrt(sum(float(stats.t.isf(level, part.df)) ** 2 * part.variance for part in parts if part.variance > 0))
+    return math.sqrt(
+        sum(float(stats.t.isf(level, part.df)) ** 2 * part.variance for part in parts if part.variance > 0)
+    )
 
 
 def p_value(distance: float, parts: Sequence[Part]) -> float:
@@ -147,7 +149,7 @@ def equivalent_df(parts: Sequence[Part]) -> float:
     """The degrees of freedom at which one Student's t of the whole variance gives the 95% interval of the parts."""
     known = [part for part in parts if part.variance > 0]
     if not known:
-        return max(part.df for part in parts)
+        return float(max(part.df for part in parts))
     low, high = min(part.df for part in known), max(part.df for part in known)
     wanted = half_width(known, CONFIDENCE) / math.sqrt(sum(part.variance for part in known))
 
@@ -194,14 +196,19 @@ def difference(
     se_seeds = math.sqrt(sum(part.variance for part in parts)) if parts else None
     se_images = components = None
     if resampled is not None and baseline_resampled is not None and images is not None:
-        draws = [np.stack([side[unit] for unit in units]) for side, units in ((resampled, ours), (baseline_resampled, theirs))]
+        draws = [
+            np.stack([side[unit] for unit in units])
+            for side, units in ((resampled, ours), (baseline_resampled, theirs))
+        ]
         by_images = float(np.var(draws[0].mean(axis=0) - draws[1].mean(axis=0), ddof=1))
         se_images = math.sqrt(by_images)
         if se_seeds is not None:
             # By how much the seeds move apart from resample to resample, for one pair of seeds.
             sides_apart = [draws[0] - draws[1]] if paired else draws
             both = sum(_interaction(side) for side in sides_apart)
-            components = Components(max(se_seeds**2 * number - both, 0), max(by_images - both / number, 0), both, images)
+            components = Components(
+                max(se_seeds**2 * number - both, 0), max(by_images - both / number, 0), both, images
+            )
         parts = [*parts, Part(by_images, max(images - 1, 1))]
     if not parts:
         return Difference(mean, number, paired, None, None, None, None, None, None, None, None, pairs)
@@ -253,7 +260,14 @@ def verdict(found: Difference, p_holm: float | None, margin: float = MARGIN) -> 
     return UNCLEAR
 
 
-def power(components: Components, seeds: int, images: float, effect: float, tests: int = 1) -> float:
+def power(
+    components: Components,
+    seeds: int,
+    images: float,
+    effect: float,
+    tests: int = 1,
+    level: float = (1 - CONFIDENCE) / 2,
+) -> float:
     """The chance that a difference of this size is called by its name, with so many seeds and images.
 
     Args:
@@ -262,13 +276,15 @@ def power(components: Components, seeds: int, images: float, effect: float, test
         images: of the set.
         effect: the difference.
         tests: losses of the table, each of which has to pass Holm's first step.
+        level: of the test to one side, before Holm.
     """
     between, within = components.parts(seeds, images)
-    level = (1 - CONFIDENCE) / 2 / tests
+    level = level / tests
     # The variance between seeds comes out larger or smaller; one value for each hundredth of its distribution.
     spread = stats.chi2.ppf((np.arange(100) + 0.5) / 100, between.df) / between.df
     bar = np.sqrt(
-        stats.t.isf(level, between.df) ** 2 * between.variance * spread + stats.t.isf(level, within.df) ** 2 * within.variance
+        stats.t.isf(level, between.df) ** 2 * between.variance * spread
+        + stats.t.isf(level, within.df) ** 2 * within.variance
     )
     true = math.sqrt(components.variance(seeds, images))
     if true == 0:
@@ -305,7 +321,9 @@ def detectable(components: Components, seeds: int, images: float, tests: int = 1
         low, high = high, 2 * high
         if high > 1:
             return high
-    return float(optimize.brentq(lambda effect: power(components, seeds, images, effect, tests) - POWER, low, high, xtol=1e-6))
+    return float(
+        optimize.brentq(lambda effect: power(components, seeds, images, effect, tests) - POWER, low, high, xtol=1e-6)
+    )
 
 
 def evaluation_noise(series: Sequence[Sequence[float]]) -> float | None:
