@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from yolox_loss_patch.compare.matching import Boxes
-from yolox_loss_patch.compare.resampling import METRICS, class_values, image_weights, mean_over_classes
+from yolox_loss_patch.compare.bootstrap.matching import Boxes
+from yolox_loss_patch.compare.bootstrap.resampling import METRICS, class_values, image_weights, mean_over_classes
 from yolox_loss_patch.train.evaluator import coco_metrics
 
 

@@ -13,8 +13,8 @@ from pycocotools.coco import COCO
 from yolox_loss_patch import cli as command
 from yolox_loss_patch.compare.comparison import analyse, compare
 from yolox_loss_patch.compare.detections import Truth
-from yolox_loss_patch.compare.matching import Boxes
-from yolox_loss_patch.compare.resampling import class_values, image_weights, mean_over_classes
+from yolox_loss_patch.compare.bootstrap.matching import Boxes
+from yolox_loss_patch.compare.bootstrap.resampling import class_values, image_weights, mean_over_classes
 from yolox_loss_patch.compare.tables import tables
 from yolox_loss_patch.errors import RunError
 from yolox_loss_patch.runs.result_files import read_results
@@ -192,3 +192,17 @@ def test_what_is_no_result_file_is_answered(files, monkeypatch, groups, said):
 def test_the_annotations_have_to_be_there(files):
     with pytest.raises(RunError, match=r"--truth is the file with the annotations: .* is not there any more"):
         analyse(words(files, "a", "b"), truth="gone.json")
+
+
+def test_annotations_without_areas_and_with_a_byte_order_mark(files, tmp_path):
+    """As some tools write them: an area that is missing is that of the box."""
+    data = json.loads((files / "truth.json").read_text())
+    data["annotations"] = [
+        {key: item[key] for key in ("id", "image_id", "category_id", "bbox")} for item in data["annotations"]
+    ]
+    (tmp_path / "truth.json").write_text(json.dumps(data), encoding="utf-8-sig")
+    bare, full = (analyse(words(files, "a", "b"), truth=str(folder / "truth.json")) for folder in (tmp_path, files))
+    assert bare.results[1].difference == full.results[1].difference
+    (tmp_path / "broken.json").write_text('{"images": []}')
+    with pytest.raises(RunError, match="cannot be read as COCO annotations"):
+        analyse(words(files, "a", "b"), truth=str(tmp_path / "broken.json"))

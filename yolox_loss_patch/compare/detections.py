@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ..errors import RunError
 from ..runs.record import read_predictions
-from .matching import Boxes
+from .bootstrap.matching import Boxes
 
 # The record's names of COCO's metrics, and hotcoco's; AP90 is read from the precision table.
 METRICS = {
@@ -90,7 +90,9 @@ class Truth:
                 for item in coco["annotations"]
             ]
         except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise RunError(f"the annotation file {str(path)!r} cannot be read as COCO annotations ({error!r})") from error
+            raise RunError(
+                f"the annotation file {str(path)!r} cannot be read as COCO annotations ({error!r})"
+            ) from error
         self.images: list[dict[str, Any]] = coco["images"]
         # What the runs ignored is a crowd of every class, in which a detection is neither right nor wrong.
         ignored = [item["id"] for item in coco["categories"] if item["name"] in data.get("ignored_classes", ())]

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from ..errors import RunError
 from ..runs.selection import Group
 from .detections import Truth
-from .resampling import class_values, image_weights, mean_over_classes
+from .bootstrap.resampling import class_values, image_weights, mean_over_classes
 from .results import ClassDifference, Result
 from .statistics import Difference, difference, holm, verdict
 
@@ -53,7 +53,9 @@ def resample(
                 bar.update(1)
                 continue
             result.diagnoses[run.name] = truth.diagnose(table)
-            values = class_values(truth.boxes.match(table), weights, metric, bar.update)
+            values = class_values(
+                truth.boxes.match(table), weights, metric, lambda share: bar.update(min(share, bar.total - bar.n))
+            )
             result.resampled[run.name] = mean_over_classes(values[rows])
             if per_class:
                 of_classes[run.name] = values
