@@ -11,10 +11,10 @@ from made_runs import detect, make_data
 from pycocotools.coco import COCO
 
 from yolox_loss_patch import cli as command
-from yolox_loss_patch.compare.comparison import analyse, compare
-from yolox_loss_patch.compare.detections import Truth
 from yolox_loss_patch.compare.bootstrap.matching import Boxes
 from yolox_loss_patch.compare.bootstrap.resampling import class_values, image_weights, mean_over_classes
+from yolox_loss_patch.compare.comparison import analyse, compare
+from yolox_loss_patch.compare.detections import Truth
 from yolox_loss_patch.compare.tables import tables
 from yolox_loss_patch.errors import RunError
 from yolox_loss_patch.runs.result_files import read_results

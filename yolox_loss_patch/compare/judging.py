@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from ..errors import RunError
 from ..runs.selection import Group
-from .detections import Truth
 from .bootstrap.resampling import class_values, image_weights, mean_over_classes
+from .detections import Truth
 from .results import ClassDifference, Result
 from .statistics import Difference, difference, holm, verdict
 
@@ -54,7 +54,7 @@ def resample(
                 continue
             result.diagnoses[run.name] = truth.diagnose(table)
             values = class_values(
-                truth.boxes.match(table), weights, metric, lambda share: bar.update(min(share, bar.total - bar.n))
+                truth.boxes.match(table), weights, metric, lambda share: bar.update(min(share, len(runs) - bar.n))
             )
             result.resampled[run.name] = mean_over_classes(values[rows])
             if per_class:
