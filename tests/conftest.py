@@ -21,6 +21,7 @@ pytest_plugins = ["plugin"]
 ROOT = Path(__file__).resolve().parent.parent
 # The results of the data's checks are kept between runs; those of the tests are for the tests.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="yolox-loss-patch-tests-")
+os.environ["YOLOX_LOSS_REPORT"] = "off"  # the page at the end of a training takes longer than most trainings here
 os.environ.pop("PYTHONUNBUFFERED", None)  # what the tests start writes as it does for a user, in blocks when piped
 
 EXP = """

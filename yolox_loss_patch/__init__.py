@@ -62,9 +62,10 @@ def __dir__() -> list[str]:
 
 
 def _make_trainer(exp: Any, args: Any, exit_on_error: bool = False) -> Any:
+    from .compare.training import after_training
     from .train.trainer import Trainer
 
-    return Trainer(exp, args, exit_on_error)
+    return Trainer(exp, args, exit_on_error, after_training)
 
 
 wiring.make_trainer = _make_trainer

@@ -108,9 +108,10 @@ def _host_parser(tool: str, words: list[str], verb: str | None = None, **switche
 def _run_train(words: list[str]) -> None:
     # Before the import below, which needs YOLOX.
     args = _host_parser("train", words, profile=_PROFILE)
+    from .compare.training import after_training
     from .train.start import run
 
-    run(args)
+    run(args, when_finished=after_training)
 
 
 def _run_eval(words: list[str]) -> None:

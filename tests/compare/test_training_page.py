@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import Browser, find
+from conftest import cli
 from made_runs import edit, make_data, make_run
 from PIL import Image
 from test_report import CLOSING, HOSTILE, QUOTES, Page, hostile_data
@@ -293,6 +294,8 @@ def test_after_a_training_a_failure_is_a_warning(tmp_path, monkeypatch):
     from loguru import logger
 
     said = []
+    training.after_training(tmp_path)  # switched off in conftest.py
+    monkeypatch.delenv("YOLOX_LOSS_REPORT")
     sink = logger.add(said.append, format="{level} {message}")
     try:
         training.after_training(tmp_path)
@@ -315,6 +318,35 @@ def test_after_a_training_a_failure_is_a_warning(tmp_path, monkeypatch):
     assert said[2].startswith("INFO ") and "pip install 'yolox-loss-patch[compare]'" in said[2]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("python", [("-m", "yolox_loss_patch", "train"), ("-m", "yolox.tools.train")])
+def test_every_training_ends_with_its_page(work, python):
+    """The kit's command line, and YOLOX's own tool with an experiment of the kit."""
+    done = cli(
+        work,
+        "-f",
+        "tiny.py",
+        "-b",
+        "8",
+        "-d",
+        "1",
+        "-expn",
+        "tiny",
+        "max_epoch",
+        "2",
+        python=python,
+        YOLOX_LOSS_REPORT="on",
+    )
+    run = work / "YOLOX_outputs" / "tiny"
+    assert json.loads((run / "run.json").read_text())["status"] == "finished"
+    assert "The training in pictures: " in (run / "train_log.txt").read_text(), done.stderr
+    assert (run / "results.png").is_file()
+    shown = Page((run / "report.html").read_text("utf-8"))
+    assert "YOLOX's own (stock)" in [text for text, _ in shown.all("dd")]
+    assert "epoch 2 of 2" in shown.all("body")[0][0]
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(find() is None, reason="no Chromium here (apt install chromium)")
 @pytest.mark.parametrize("dark", [False, True])
 def test_in_a_browser(made, tmp_path, dark):

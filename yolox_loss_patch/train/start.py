@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,35 +20,46 @@ from .workers.launch import launch, work
 from .workers.place import Place, count_workers, from_torchrun, meeting_point, places_on_this_machine
 from .workers.team import join
 
+WhenFinished = Callable[[Path], None] | None
 
-def run(args: argparse.Namespace) -> None:
+
+def run(args: argparse.Namespace, when_finished: WhenFinished = None) -> None:
     """Train as the parsed command line says: in one process, in ``-d N`` workers, or as one of torchrun's.
+
+    Args:
+        args: the parsed command line.
+        when_finished: called with the run's folder after the training, in the worker of rank 0; a function of a module,
+            for workers import it.
 
     Raises:
         KitError: what a user can mend.
     """
     place = from_torchrun(args)
     if place is not None and place.world > 1:
-        train_as_worker(place, None, args)
+        train_as_worker(place, None, args, when_finished)
         return
     count = count_workers(args)
     if count * args.num_machines == 1:
-        train_in_this_process(args)
+        train_in_this_process(args, when_finished)
         return
     places = places_on_this_machine(args, count)
     exp = _load_experiment(args)  # a mistake is told once, here, and not by every worker
     check_settings(exp, args, places[0].world)
     # Spawned workers share nothing with this process: each builds its experiment, and with it the losses, itself.
-    launch(train_as_worker, (args,), places, meeting_point(args), Path(exp.output_dir) / args.experiment_name)
+    folder = Path(exp.output_dir) / args.experiment_name
+    launch(train_as_worker, (args, when_finished), places, meeting_point(args), folder)
 
 
-def train_as_worker(place: Place, store: Any | None, args: argparse.Namespace) -> None:
+def train_as_worker(
+    place: Place, store: Any | None, args: argparse.Namespace, when_finished: WhenFinished = None
+) -> None:
     """Train as one of several workers.
 
     Args:
         place: among them.
         store: where they meet; None under torchrun.
         args: the parsed command line.
+        when_finished: see `run`.
     """
     device = choose_device(args.device).type
     if device == "cuda":
@@ -62,15 +74,15 @@ def train_as_worker(place: Place, store: Any | None, args: argparse.Namespace) -
         torch.set_num_threads(max(1, torch.get_num_threads() // place.local_world))
     # YOLOX asks this group for the rank within the machine.
     host_dist._LOCAL_PROCESS_GROUP = join(place, args.dist_backend if device == "cuda" else "gloo", store)
-    work(lambda: train_in_this_process(args), print_errors=store is None)
+    work(lambda: train_in_this_process(args, when_finished), print_errors=store is None)
 
 
-def train_in_this_process(args: argparse.Namespace) -> None:
+def train_in_this_process(args: argparse.Namespace, when_finished: WhenFinished = None) -> None:
     """Train, alone or as the worker that this process has become."""
     exp = _load_experiment(args)
     check_settings(exp, args)  # the seed is used right away
     prepare_process(exp.seed)
-    Trainer(exp, args).train()
+    Trainer(exp, args, when_finished=when_finished).train()
 
 
 def _load_experiment(args: argparse.Namespace) -> Any:

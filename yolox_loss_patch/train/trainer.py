@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,21 @@ class Trainer(HostTrainer):
         exp: the experiment; one that is no ``LossExp`` is made one.
         args: the namespace of YOLOX's ``tools.train``; ``device`` besides (``auto`` when it is missing).
         exit_on_error: end the process with status 1 on an error, for callers that would swallow it.
+        when_finished: called with the run's folder after the last epoch, in the worker of rank 0.
     """
 
-    def __init__(self, exp: Any, args: argparse.Namespace, exit_on_error: bool = False) -> None:
+    def __init__(
+        self,
+        exp: Any,
+        args: argparse.Namespace,
+        exit_on_error: bool = False,
+        when_finished: Callable[[Path], None] | None = None,
+    ) -> None:
         # YOLOX's own __init__ makes a CUDA scaler and a CUDA device, so its attributes are set here instead.
         self.exp = adapt(exp)
         self.args = args
         self.exit_on_error = exit_on_error
+        self.when_finished = when_finished
         self.losses = loss_config(exp)
         self.team = current_team()
         self.is_distributed = self.team is not None
@@ -79,6 +88,8 @@ class Trainer(HostTrainer):
                     self.status.open(self.facts, self.args.resume)
                 with log_file(self.folder, self.rank):
                     self.status.follow(self.train_in_epoch, ignore_signals)
+                    if self.when_finished is not None and self.rank == 0:
+                        self.when_finished(self.folder)
         except Exception as error:
             if not self.exit_on_error:
                 raise

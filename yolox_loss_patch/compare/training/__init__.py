@@ -5,6 +5,7 @@ Facts from the run's files, warnings from the facts, pictures of both, and the p
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from loguru import logger
@@ -13,9 +14,13 @@ from loguru import logger
 def after_training(folder: Path) -> None:
     """Make the page of a training that has just ended; what goes wrong is a line in the log and never fails the run.
 
+    With ``YOLOX_LOSS_REPORT=off`` in the environment nothing is made, for many short trainings.
+
     Args:
         folder: of the run.
     """
+    if os.environ.get("YOLOX_LOSS_REPORT") == "off":
+        return
     files = "report.html and results.png were not made"
     try:
         from . import page  # matplotlib and hotcoco take seconds, and may be missing
