@@ -147,7 +147,7 @@ WRONG = [
     ("obj", dict(type="bce", sampler=dict(SAMPLER, number=3)), ["'number'", "Did you mean 'num'"]),
     ("obj", dict(type="bce", sampler=dict(SAMPLER, num=0)), ["num of RandomSampler", "at least 1", "0"]),
     ("obj", dict(type="bce", sampler=dict(SAMPLER, pos_fraction=2)), ["pos_fraction", "at most 1"]),
-    ("obj", dict(type="bce", sampler=dict(type="OHEMSampler")), ["sampler", "RandomSampler", "OHEMSampler"]),
+    ("obj", dict(type="bce", sampler=dict(type="IoUBalancedNegSampler")), ["sampler", "RandomSampler", "OHEMSampler"]),
     ("obj", dict(type="bce", sampler="random"), ["sampler", "'random'"]),
     ("cls", dict(type="bce", sampler=SAMPLER), ["loss_cls", "Only loss_obj has a sampler"]),
     ("iou", dict(type="giou", sampler=SAMPLER), ["loss_iou", "Only loss_obj has a sampler"]),

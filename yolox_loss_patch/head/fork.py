@@ -32,8 +32,8 @@ from .stage import LossStage, non_finite
 PREDICTIONS = {"iou": "bbox_preds", "obj": "obj_preds", "cls": "cls_preds"}
 _UNAVAILABLE = (
     "Not available, because it makes the targets itself: objectness targets from the IoU (target='iou'), samplers, "
-    "loss_weights, ignored regions. Not available, because it divides the terms itself: avg_factor other than num_fg, "
-    "reduction='sum', the losses that average over their set ("
+    "level_weights, loss_weights, ignored regions. Not available, because it divides the terms itself: avg_factor other "
+    "than num_fg, reduction='sum', the losses that average over their set ("
     + ", ".join(sorted({name for _, name, loss in kit_losses() if loss.whole_set}))
     + "). Not available, because it calls its own assigner: the fast label assignment."
 )
@@ -83,7 +83,7 @@ def _module(node: ast.Call) -> str | None:
 
 
 # What the settings of a term have to be when only its module is swapped.
-_POSSIBLE = {"target": "hard", "sampler": None, "avg_factor": "num_fg", "reduction": "mean"}
+_POSSIBLE = {"target": "hard", "sampler": None, "level_weights": None, "avg_factor": "num_fg", "reduction": "mean"}
 
 
 def check(function: Callable[..., Any], config: LossConfig) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,11 +20,10 @@ from ..specs.resolve import parts_of
 from . import hosts
 from .assign import Assignment, Rule, fast_assign, host_assign
 from .ignored import covered_by_regions, split_regions
-from .sampler import RandomSampler
 from .statistics import add_gradients, foreground_statistics
 from .targets import cls_targets, l1_targets, obj_targets, split_outputs
 from .terms import TermPart, term_parts, term_values
-from .weights import ElementWeights
+from .weights import ElementWeights, obj_weights
 
 
 class LossStage:
@@ -118,6 +116,10 @@ class LossStage:
             y_shifts=y_shift,
             expanded_strides=stride,
         )
+        if self.element_weights is not None or any(part.level_weights is not None for part in self.parts["obj"]):
+            sizes = torch.tensor([level.numel() for level in expanded_strides], device=outputs.device)
+            assignment.levels = torch.repeat_interleave(sizes).repeat(len(outputs))
+            assignment.strides = stride[0].repeat(len(outputs))
         rows = assignment.fg_mask.nonzero().squeeze(1)
         weights = self.element_weights(assignment, head.num_classes) if self.element_weights is not None else {}
         factors = self._avg_factors(assignment, batch=len(outputs))
@@ -126,7 +128,10 @@ class LossStage:
         self.part_values.clear()
 
         def term(
-            name: str, pred: Tensor, target: Callable[[TermPart], Tensor], weight: Callable[[TermPart], Tensor | None]
+            name: str,
+            pred: Tensor,
+            target: Callable[[TermPart], Tensor],
+            weight: Callable[[TermPart, Tensor], Tensor | None],
         ) -> Tensor:
             values = term_values(self.parts[name], pred, target, weight, factors, facts)
             scale = hosts.BOX_WEIGHT if name == "iou" else 1
@@ -140,22 +145,24 @@ class LossStage:
 
         box_weights = weights.get("bbox_weights")
         boxes, obj_logits, cls_logits = split_outputs(outputs, rows)
-        loss_iou = hosts.BOX_WEIGHT * term("iou", boxes, lambda part: assignment.boxes, lambda part: box_weights)
+        loss_iou = hosts.BOX_WEIGHT * term(
+            "iou", boxes, lambda part: assignment.boxes, lambda part, target: box_weights
+        )
         loss_obj = term(
             "obj",
             obj_logits,
             lambda part: obj_targets(assignment, rows, part.target),
-            lambda part: _obj_weights(assignment, len(outputs), weights.get("obj_weights"), part.sampler),
+            lambda part, target: obj_weights(part, assignment, obj_logits, target, weights.get("obj_weights"), facts),
         )
         classes = cls_targets(assignment, head.num_classes)
-        loss_cls = term("cls", cls_logits, lambda part: classes, lambda part: weights.get("label_weights"))
+        loss_cls = term("cls", cls_logits, lambda part: classes, lambda part, target: weights.get("label_weights"))
         loss_l1: Tensor | float = 0.0
         offsets = None
         if head.use_l1:
             anchor = rows % outputs.shape[1]
             targets = l1_targets(head, assignment.boxes, stride[0][anchor], x_shift[0][anchor], y_shift[0][anchor])
             offsets = torch.cat(origin_preds, 1).view(-1, 4)[rows]
-            loss_l1 = term("l1", offsets, lambda part: targets, lambda part: box_weights)
+            loss_l1 = term("l1", offsets, lambda part: targets, lambda part, target: box_weights)
         loss = loss_iou + loss_obj + loss_cls + loss_l1
 
         if self.collect:
@@ -259,20 +266,6 @@ class LossStage:
             # DDP averages the gradients of the ranks, so a share of the sum makes each anchor count the same.
             numbers["global"] = (everywhere / number_of_ranks()).clamp(min=1)
         return numbers
-
-
-def _obj_weights(
-    assignment: Assignment, batch: int, weights: Tensor | None, sampler: RandomSampler | None
-) -> Tensor | None:
-    """The objectness term's weights ``(B*A, 1)``, 0 where an anchor is ignored or the sampler did not draw it."""
-    factors = [] if weights is None else [weights.view(-1)]
-    foreground, ignored = assignment.fg_mask, assignment.ignored
-    if ignored is not None:
-        factors.append((~ignored).to(assignment.ious.dtype))
-    if sampler is not None:
-        background = ~foreground if ignored is None else ~(foreground | ignored)
-        factors.append(sampler(foreground.view(batch, -1), background.view(batch, -1)).view(-1))
-    return functools.reduce(torch.mul, factors).view(-1, 1) if factors else None
 
 
 def non_finite(outputs: Tensor) -> NonFiniteError | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..specs.labels import label_of
 from ..specs.resolve import parts_of
-from .sampler import RandomSampler
+from .sampler import OHEMSampler, RandomSampler, make_sampler
 
 
 @dataclass
@@ -24,6 +24,7 @@ class TermPart:
         avg_factor: what its sum is divided by; None: nothing, or the loss divides by itself.
         target: of the objectness term: ``hard`` or ``iou``.
         sampler: of the objectness term: which anchors the loss looks at; None: all.
+        level_weights: of the objectness term: a factor per feature map; None: 1 for all.
     """
 
     label: str
@@ -31,7 +32,8 @@ class TermPart:
     reduction: str = "mean"
     avg_factor: str | None = "num_fg"
     target: str = "hard"
-    sampler: RandomSampler | None = None
+    sampler: RandomSampler | OHEMSampler | None = None
+    level_weights: tuple[float, ...] | None = None
 
 
 def term_parts(term: str, resolved: Any, module: Any) -> list[TermPart]:
@@ -48,14 +50,14 @@ def term_parts(term: str, resolved: Any, module: Any) -> list[TermPart]:
 
 
 def _part(term: str, spec: Mapping[str, Any], module: Any) -> TermPart:
-    knobs = spec.get("sampler")
     return TermPart(
         label_of(term, spec),
         module,
         spec["reduction"],
         spec.get("avg_factor") if spec["reduction"] == "mean" else None,
         spec.get("target", "hard"),
-        None if knobs is None else RandomSampler(**{key: value for key, value in knobs.items() if key != "type"}),
+        make_sampler(spec.get("sampler")),
+        spec.get("level_weights"),
     )
 
 
@@ -63,7 +65,7 @@ def term_values(
     parts: Sequence[TermPart],
     pred: Tensor,
     target: Callable[[TermPart], Tensor],
-    weight: Callable[[TermPart], Tensor | None],
+    weight: Callable[[TermPart, Tensor], Tensor | None],
     factors: Mapping[str | None, Any],
     facts: Mapping[str, Any],
 ) -> list[Tensor]:
@@ -73,15 +75,16 @@ def term_values(
         parts: of the term.
         pred: its predictions.
         target: part -> its targets.
-        weight: part -> the weights of its elements, None without.
+        weight: part and its targets -> the weights of its elements, None without.
         factors: name of an ``avg_factor`` -> its value in this batch.
         facts: of the batch, those that a loss may ask for.
     """
     values = []
     for part in parts:
         extra = {fact: facts[fact] for fact in getattr(part.loss, "wants", ())}
-        element_weights = weight(part)
+        targets = target(part)
+        element_weights = weight(part, targets)
         if element_weights is not None:
             extra["weight"] = element_weights
-        values.append(part.loss(pred, target(part), avg_factor=factors[part.avg_factor], **extra))
+        values.append(part.loss(pred, targets, avg_factor=factors[part.avg_factor], **extra))
     return values

@@ -1,7 +1,8 @@
-"""An experiment's weights of single elements: the method ``loss_weights``, and what it may return."""
+"""Weights of single elements: an experiment's method ``loss_weights``, and what else weighs an anchor's objectness."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..specs.knobs import nearest
 from .assign import Assignment
+from .sampler import OHEMSampler
+from .terms import TermPart
 
 # What `loss_weights` may return -> its shapes, for num_fg foreground anchors, C classes, and all A anchors of B images.
 SHAPES = {
@@ -65,3 +68,68 @@ class ElementWeights:
                 values = ", ".join(f"{word} = {sizes[word]}" for word in ("num_fg", "C", "B*A"))
                 raise ConfigError(f"loss_weights: {name} is {allowed} with {values}; got {tuple(weight.shape)}.")
         return weights
+
+
+def obj_weights(
+    part: TermPart,
+    assignment: Assignment,
+    logits: Tensor,
+    targets: Tensor,
+    weights: Tensor | None,
+    facts: Mapping[str, Any],
+) -> Tensor | None:
+    """The weight of each anchor's objectness: of the experiment, of its feature map, of ignored regions, of the sampler.
+
+    Args:
+        part: the loss, with its sampler and weights by feature map.
+        assignment: the matches of the batch, with levels where there are weights by feature map.
+        logits: ``(B*A, 1)`` objectness.
+        targets: ``(B*A, 1)``.
+        weights: ``(B*A,)`` or ``(B*A, 1)`` of the experiment, None without.
+        facts: of the batch, those that a loss may ask for.
+
+    Returns:
+        ``(B*A, 1)``, 0 for an anchor that is ignored or that the sampler did not take; None where every weight is 1.
+
+    Raises:
+        ConfigError: another number of weights than of feature maps, a loss that OHEMSampler cannot rank.
+    """
+    factors = [] if weights is None else [weights.view(-1, 1)]
+    ignored = assignment.ignored
+    if ignored is not None:
+        factors.append((~ignored).to(assignment.ious.dtype).unsqueeze(1))
+    if part.level_weights is not None:
+        assert assignment.levels is not None
+        levels = 1 + int(assignment.levels[-1])
+        if len(part.level_weights) != levels:
+            raise ConfigError(
+                f"loss_obj: level_weights has {len(part.level_weights)} numbers, and the head has {levels} feature maps."
+            )
+        factors.append(assignment.ious.new_tensor(part.level_weights)[assignment.levels].unsqueeze(1))
+    product = functools.reduce(torch.mul, factors) if factors else None
+    if part.sampler is None:
+        return product
+    shape = (facts["images"], -1)
+    foreground = assignment.fg_mask
+    background = (~foreground if ignored is None else ~(foreground | ignored)).view(shape)
+    foreground = foreground.view(shape)
+    if isinstance(part.sampler, OHEMSampler):
+        taken = part.sampler(foreground, background, _element_loss(part, logits, targets, product, facts).view(shape))
+    else:
+        taken = part.sampler(foreground, background)
+    return taken.view(-1, 1) if product is None else taken.view(-1, 1) * product
+
+
+@torch.no_grad()
+def _element_loss(
+    part: TermPart, logits: Tensor, targets: Tensor, weights: Tensor | None, facts: Mapping[str, Any]
+) -> Tensor:
+    """How much each anchor costs, ``(B*A, 1)``, as it is trained."""
+    wanted = {fact: facts[fact] for fact in getattr(part.loss, "wants", ())}
+    value: Tensor = part.loss(logits.detach(), targets, weight=weights, reduction_override="none", **wanted)
+    if value.shape != logits.shape:
+        raise ConfigError(
+            "loss_obj: OHEMSampler ranks anchors by their loss, and with reduction_override='none' this loss gives "
+            f"{tuple(value.shape)} for {tuple(logits.shape)}. Give one number per anchor, or take RandomSampler."
+        )
+    return value

@@ -203,11 +203,31 @@ def weight(value: Any) -> float | dict[int, float]:
     return points[min(points)] if len(set(points.values())) == 1 else dict(sorted(points.items()))
 
 
-_RANDOM_SAMPLER = {
+def weights_by_level(value: Any) -> tuple[float, ...]:
+    """One number per feature map, none below 0, the finest first; ValueError for anything else."""
+    numbers = factors(value)
+    if isinstance(numbers, dict):
+        raise ValueError
+    return numbers
+
+
+_SAMPLER = {
     "num": Knob(256, low=1),
     "pos_fraction": Knob(0.5, low=0, high=1),
     "neg_pos_ub": Knob(-1.0, low=0, also=(-1.0,)),
 }
+# What can only be as it is here: the knob of MMDetection, its value, and the reason.
+_FIXED = {
+    "add_gt_as_proposals": (
+        False,
+        "YOLOX's anchors are the cells of a grid, and a ground-truth box is none. Write add_gt_as_proposals=False.",
+    ),
+    "loss_key": (
+        "loss_cls",
+        "anchors are ranked by the loss of their scores that is trained, which is loss_obj here. Leave loss_key out.",
+    ),
+}
+_SAMPLERS = {"RandomSampler": ("add_gt_as_proposals",), "OHEMSampler": ("add_gt_as_proposals", "loss_key")}
 
 
 def sampler(value: Any) -> dict[str, Any] | None:
@@ -223,22 +243,21 @@ def sampler(value: Any) -> dict[str, Any] | None:
     name = knobs.pop("type", None)
     if name == "PseudoSampler" and not knobs:
         return None
-    if name != "RandomSampler":
+    if name not in _SAMPLERS:
         raise ValueError
-    if knobs.pop("add_gt_as_proposals", False) is not False:
-        raise ConfigError(
-            "loss_obj: the sampler cannot have add_gt_as_proposals=True: YOLOX's anchors are the cells of a grid, and "
-            "a ground-truth box is none. Write add_gt_as_proposals=False."
-        )
+    for key in _SAMPLERS[name]:
+        allowed, reason = _FIXED[key]
+        given = knobs.pop(key, allowed)
+        if given != allowed or type(given) is not type(allowed):
+            raise ConfigError(f"loss_obj: the sampler cannot have {key}={given!r}: {reason}")
     for key in knobs:
-        if key not in _RANDOM_SAMPLER:
-            choices = [*_RANDOM_SAMPLER, "add_gt_as_proposals"]
+        if key not in _SAMPLER:
+            choices = [*_SAMPLER, *_SAMPLERS[name]]
             raise ConfigError(
-                f"loss_obj: RandomSampler has no knob {key!r}.{nearest(key, choices)} It has: {', '.join(choices)}."
+                f"loss_obj: {name} has no knob {key!r}.{nearest(key, choices)} It has: {', '.join(choices)}."
             )
     checked = {
-        key: knob.check(f"loss_obj: {key} of RandomSampler", knobs.get(key, knob.default))
-        for key, knob in _RANDOM_SAMPLER.items()
+        key: knob.check(f"loss_obj: {key} of {name}", knobs.get(key, knob.default)) for key, knob in _SAMPLER.items()
     }
     return {"type": name, **checked}
 

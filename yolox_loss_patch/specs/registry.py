@@ -15,7 +15,7 @@ from .knobs import Knob, nearest
 from .mmdet import MMDET
 
 TERMS = ("obj", "cls", "iou", "l1")
-STAGE_KNOBS = ("target", "sampler", "avg_factor", "start_epoch")
+STAGE_KNOBS = ("target", "sampler", "level_weights", "avg_factor", "start_epoch")
 """Settings of a term that the loss stage carries out; no parameter of a user's class may have these names."""
 
 _Class = TypeVar("_Class", bound=Callable[..., Any])

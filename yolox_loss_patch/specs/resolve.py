@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import ConfigError
 from . import text
 from .catalogue import MODIFIERS, Loss
-from .knobs import Knob, first_epoch, nearest, sampler, weight
+from .knobs import Knob, first_epoch, nearest, sampler, weight, weights_by_level
 from .mmdet import MMDET
 from .plain import plain
 from .registry import LOSSES, Registry, check_term
@@ -28,7 +28,13 @@ _AVG_FACTOR = Knob("num_fg", choices=("num_fg", "num_gt", "batch", "global"))
 _SAMPLER = Knob(
     None,
     parse=sampler,
-    words="None, or dict(type='RandomSampler', num=256, pos_fraction=0.5, neg_pos_ub=-1, add_gt_as_proposals=False)",
+    words="None, or dict(type='RandomSampler', num=256, pos_fraction=0.5, neg_pos_ub=-1, add_gt_as_proposals=False); "
+    "type='OHEMSampler' takes the anchors with the largest loss",
+)
+_LEVEL_WEIGHTS = Knob(
+    None,
+    parse=weights_by_level,
+    words="None, or a list of numbers at least 0, one per feature map, that of the smallest stride first",
 )
 _START_EPOCH = Knob(
     None,
@@ -74,7 +80,7 @@ def stage_knobs(term: str, loss: Loss) -> dict[str, Knob]:
     if not loss.whole_set:
         knobs["avg_factor"] = _AVG_FACTOR
     if term == "obj":
-        knobs.update(target=Knob(loss.targets[0], choices=loss.targets), sampler=_SAMPLER)
+        knobs.update(target=Knob(loss.targets[0], choices=loss.targets), sampler=_SAMPLER, level_weights=_LEVEL_WEIGHTS)
     if term == "l1":
         knobs["start_epoch"] = _START_EPOCH
     return knobs
@@ -201,6 +207,12 @@ def _resolve_part(term: str, spec: Mapping[str, Any], registry: Registry) -> dic
             raise ConfigError(f"loss_{term}: the constructor of {name!r} takes no {key!r}, so it is {knob.default!r}.")
         else:
             resolved[key] = (COMMON.get(key) or knob).check(f"loss_{term}: {key} of {name!r}", spec[key])
+    ranks = (resolved.get("sampler") or {}).get("type") == "OHEMSampler"
+    if ranks and (loss.whole_set or (loss.from_kit and isinstance(loss.kernel, type))):
+        raise ConfigError(
+            f"loss_obj: OHEMSampler ranks anchors by their loss, and {name!r} has no loss of a single anchor that could be "
+            "asked for without changing it. Take RandomSampler, or an element-wise loss such as bce or focal."
+        )
     if resolved.get("avg_factor", "num_fg") != "num_fg" and resolved["reduction"] != "mean":
         raise ConfigError(f"loss_{term}: avg_factor goes with reduction='mean' (sum / avg_factor); leave one out.")
     if loss.power is not None:
@@ -270,6 +282,7 @@ def _unknown_knob(registry: Registry, term: str, name: str, key: Any, knobs: lis
     owner = f" It is a knob of {', '.join(others)}." if others else nearest(key, knobs)
     reasons = {
         "target": "Only loss_obj has a target.",
+        "level_weights": "Only loss_obj has weights by feature map; for the others write a loss_weights method.",
         "sampler": "Only loss_obj has a sampler: the other terms look at the foreground anchors, all of them.",
         "start_epoch": "Only loss_l1 starts later than the training.",
         "avg_factor": "It averages over its set itself, so nothing else divides it.",

@@ -27,6 +27,9 @@ class Assignment:
         num_gt: how many boxes the batch has.
         ignored: (B * A,) bool, True where the anchor lies in an ignored region and learns no box, so that it learns
             nothing; None where the experiment ignores no regions.
+        levels: (B * A,) int64, the feature map of each anchor, 0 for the finest; the loss stage sets it for the
+            experiment's ``loss_weights``.
+        strides: (B * A,) pixels per cell of the anchor's feature map; set as ``levels``.
     """
 
     fg_mask: Tensor
@@ -38,6 +41,8 @@ class Assignment:
     num_fg: int
     num_gt: int
     ignored: Tensor | None = None
+    levels: Tensor | None = None
+    strides: Tensor | None = None
 
 
 @dataclass(frozen=True)
