@@ -66,6 +66,7 @@ def table(comparison, title):
     return {row[0]: dict(zip(header[1:], row[1:], strict=True)) for row in rows}
 
 
+@pytest.mark.slow
 def test_the_better_loss_is_found_and_the_equal_one_is_not_called_better(outputs, comparison):
     said = {result.label: result.verdict for result in comparison.results}
     assert said == {"stock": "baseline", "iou ciou": "better", "iou giou": "unclear"}
@@ -201,6 +202,7 @@ def test_among_many_losses_chance_counts_less(bare, tmp_path):
     assert giou.p_holm == pytest.approx(10 * giou.difference.p)
 
 
+@pytest.mark.slow
 def test_many_groups_stay_readable(data, tmp_path):
     """A sweep through the catalogue: a line a group instead of a column, and pictures of those that differ most only."""
     names = ["iou", "giou", "diou", "ciou", "eiou", "siou", "wiou", "piou"]

@@ -68,6 +68,7 @@ def dense(monkeypatch: pytest.MonkeyPatch, **arguments: Any) -> Assignment:
 
 
 # ---- against the host
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(0, 300, 25))
 def test_equals_the_host_on_random_images(head: Any, host: Rule, seed: int) -> None:
     # 300 images here; benchmarks/assign_equality.py does 10,000

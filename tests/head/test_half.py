@@ -96,6 +96,7 @@ def test_fp32_keeps_its_bits_and_a_copy_decodes_for_itself():
     assert fixed.state_dict().keys() == plain.state_dict().keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("term,name", EVERY)
 def test_training_on_boxes_of_1_to_2000_px_stays_finite(term, name):
     """Some steps; benchmarks/half.py makes 500."""

@@ -494,6 +494,7 @@ def test_class_weights_by_name(tmp_path):
 STEPS = int(os.environ.get("STEPS", "20"))  # 200 were run by hand
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("term,name", EVERY)
 def test_training_under_autocast_stays_finite(term, name):
     head = make_head(use_l1=True)
