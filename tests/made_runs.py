@@ -1,10 +1,10 @@
 """Run folders without a training: real files with made detections, and the metrics that pycocotools gives them."""
 
 import json
-from pathlib import Path
 
 import cv2
 import numpy as np
+from conftest import load_script
 from pycocotools.coco import COCO
 
 from yolox_loss_patch.compare.detections import Truth
@@ -12,43 +12,8 @@ from yolox_loss_patch.runs.record import COLUMNS, predictions_file, write_predic
 from yolox_loss_patch.specs.config import LossConfig
 from yolox_loss_patch.train.evaluator import coco_metrics
 
-
-def make_truth(folder, images=30, boxes=6, size=256, classes=3, seed=0):
-    """COCO annotations of random boxes; returns what a run record says of them."""
-    rng = np.random.default_rng(seed)
-    annotations = []
-    for image in range(1, images + 1):
-        for _ in range(boxes):
-            w, h = rng.uniform(12, 110, 2)
-            x, y = rng.uniform(0, size - w), rng.uniform(0, size - h)
-            annotations.append({"id": len(annotations) + 1, "image_id": image, "category_id": int(rng.integers(1, classes + 1)),
-                                "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0})  # fmt: skip
-    names = ("red", "white", "platelet", "other")
-    data = {
-        "images": [{"id": k, "file_name": f"{k}.png", "width": size, "height": size} for k in range(1, images + 1)],
-        "categories": [{"id": k, "name": names[k - 1]} for k in range(1, classes + 1)],
-        "annotations": annotations,
-    }
-    file = Path(folder) / "truth.json"
-    file.write_text(json.dumps(data))
-    return {"file": str(file), "image_folder": str(folder)}
-
-
-def detect(truth, error, seed):
-    """COCO results of a detector whose boxes are off by ``error`` of their sides."""
-    rng = np.random.default_rng(seed)
-    found = []
-    for item in truth.annotations:
-        x, y, w, h = item["bbox"]
-        if rng.random() < 0.9:
-            dx, dy, dw, dh = rng.normal(0, error, 4)
-            box = [x + dx * w, y + dy * h, w * np.exp(dw), h * np.exp(dh)]
-            found.append((item["image_id"], item["category_id"], box, float(np.clip(rng.normal(0.6, 0.2), 0.01, 0.99))))
-        if rng.random() < 0.5:
-            box = [*rng.uniform(0, 150, 2), *rng.uniform(10, 100, 2)]
-            found.append((item["image_id"], item["category_id"], box, float(rng.beta(1, 4))))
-    keys = ("image_id", "category_id", "bbox", "score")
-    return [dict(zip(keys, (i, c, [float(v) for v in b], s), strict=True)) for i, c, b, s in found]
+script = load_script("benchmarks/check_verdict")
+make_truth, detect = script.make_truth, script.detect
 
 
 def make_data(folder, images=12):
