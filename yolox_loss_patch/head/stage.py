@@ -105,22 +105,13 @@ class LossStage:
             NonFiniteError: predictions that are not finite, where the assignment failed for them.
         """
         self.check_schedules()
-        x_shift, y_shift = torch.cat(x_shifts, 1), torch.cat(y_shifts, 1)
-        stride = torch.cat(expanded_strides, 1)
-        assignment = self._assign(
-            head,
-            imgs,
-            outputs,
-            labels=labels,
-            x_shifts=x_shift,
-            y_shifts=y_shift,
-            expanded_strides=stride,
-        )
+        grid = torch.cat([*x_shifts, *y_shifts, *expanded_strides], 1).view(3, -1)  # column, row, stride of each anchor
+        assignment = self._assign(head, imgs, outputs, labels, grid)
         if self.element_weights is not None or any(part.level_weights is not None for part in self.parts["obj"]):
             sizes = torch.tensor([level.numel() for level in expanded_strides], device=outputs.device)
             assignment.levels = torch.repeat_interleave(sizes).repeat(len(outputs))
-            assignment.strides = stride[0].repeat(len(outputs))
-        rows = assignment.fg_mask.nonzero().squeeze(1)
+            assignment.strides = grid[2].repeat(len(outputs))
+        rows = assignment.rows
         weights = self.element_weights(assignment, head.num_classes) if self.element_weights is not None else {}
         factors = self._avg_factors(assignment, batch=len(outputs))
         facts = {"images": len(outputs), "image_size": imgs.shape[-2:]}
@@ -159,8 +150,7 @@ class LossStage:
         loss_l1: Tensor | float = 0.0
         offsets = None
         if head.use_l1:
-            anchor = rows % outputs.shape[1]
-            targets = l1_targets(head, assignment.boxes, stride[0][anchor], x_shift[0][anchor], y_shift[0][anchor])
+            targets = l1_targets(head, assignment.boxes, *grid[:, rows % outputs.shape[1]])
             offsets = torch.cat(origin_preds, 1).view(-1, 4)[rows]
             loss_l1 = term("l1", offsets, lambda part: targets, lambda part, target: box_weights)
         loss = loss_iou + loss_obj + loss_cls + loss_l1
@@ -168,7 +158,7 @@ class LossStage:
         if self.collect:
             self.stats = foreground_statistics(assignment, rows, obj_logits.detach())
             if loss.requires_grad:
-                px_per_cell = stride[0][rows % outputs.shape[1]].unsqueeze(1)
+                px_per_cell = grid[2][rows % outputs.shape[1]].unsqueeze(1)
                 add_gradients(self.gradients, loss, rows, px_per_cell, boxes, obj_logits, cls_logits, offsets)
         matched_per_box = max(assignment.num_fg, 1) / max(assignment.num_gt, 1)
         return loss, loss_iou, loss_obj, loss_cls, loss_l1, matched_per_box
@@ -208,7 +198,7 @@ class LossStage:
                     "from 1."
                 )
 
-    def _assign(self, head: Any, imgs: Tensor, outputs: Tensor, labels: Tensor, **anchors: Tensor) -> Assignment:
+    def _assign(self, head: Any, imgs: Tensor, outputs: Tensor, labels: Tensor, grid: Tensor) -> Assignment:
         """The matches of a batch, by the kit's assigner or by the host's, and the anchors in ignored regions.
 
         Raises:
@@ -216,18 +206,21 @@ class LossStage:
         """
         if self.ignores_regions:
             boxes, is_region = split_regions(labels)
-            assignment = self._assign_boxes(head, imgs, outputs, labels=boxes, **anchors)
+            assignment = self._assign_boxes(head, imgs, outputs, boxes, grid)
             covered = covered_by_regions(outputs.detach()[:, :, :4], labels, is_region)
             assignment.ignored = covered.flatten() & ~assignment.fg_mask
             return assignment
-        return self._assign_boxes(head, imgs, outputs, labels=labels, **anchors)
+        return self._assign_boxes(head, imgs, outputs, labels, grid)
 
-    def _assign_boxes(self, head: Any, imgs: Tensor, outputs: Tensor, **anchors: Tensor) -> Assignment:
+    def _assign_boxes(self, head: Any, imgs: Tensor, outputs: Tensor, labels: Tensor, grid: Tensor) -> Assignment:
         scene: dict[str, Any] = {
             "bbox_preds": outputs[:, :, :4],
             "obj_preds": outputs[:, :, 4:5],
             "cls_preds": outputs[:, :, 5:],
-            **anchors,
+            "labels": labels,
+            "x_shifts": grid[:1],
+            "y_shifts": grid[1:2],
+            "expanded_strides": grid[2:],
         }
         rule = self._rule(type(head), outputs.device)
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..losses.derivatives import has_no_custom_gradient
@@ -24,9 +23,8 @@ class SplitOutputs(torch.autograd.Function):
         flat = outputs.reshape(-1, outputs.shape[-1])
         ctx.save_for_backward(rows)
         ctx.shape = outputs.shape
-        foreground = flat[rows]
         # Objectness stays a view with gaps, as in YOLOX: on a CPU the sigmoid of a packed copy differs in the last bit.
-        return foreground[:, :4].contiguous(), flat[:, 4:5], foreground[:, 5:].contiguous()
+        return flat[:, :4][rows], flat[:, 4:5], flat[:, 5:][rows]
 
     @staticmethod
     def backward(ctx: Any, boxes: Tensor, obj: Tensor, cls: Tensor) -> tuple[Tensor, None]:
@@ -68,16 +66,17 @@ def obj_targets(assignment: Assignment, rows: Tensor, kind: str) -> Tensor:
 
 def cls_targets(assignment: Assignment, num_classes: int) -> Tensor:
     """``(num_fg, C)``: the IoU with the matched box in the column of its class, 0 in the others."""
-    return F.one_hot(assignment.classes, num_classes) * assignment.ious.unsqueeze(-1)
+    targets = assignment.ious.new_zeros(assignment.num_fg, num_classes)
+    return targets.scatter_(1, assignment.classes.unsqueeze(1), assignment.ious.unsqueeze(1))
 
 
-def l1_targets(head: Any, boxes: Tensor, stride: Tensor, x_shifts: Tensor, y_shifts: Tensor) -> Tensor:
+def l1_targets(head: Any, boxes: Tensor, x_shifts: Tensor, y_shifts: Tensor, stride: Tensor) -> Tensor:
     """``(num_fg, 4)``: the matched boxes as the offsets that the head's ``get_l1_target`` makes of them.
 
     Args:
         head: the ``YOLOXHead``.
         boxes: ``(num_fg, 4)`` matched boxes (cx, cy, w, h) in px.
-        stride, x_shifts, y_shifts: ``(num_fg,)`` of the foreground anchors: px per cell, and cell indices.
+        x_shifts, y_shifts, stride: ``(num_fg,)`` of the foreground anchors: cell indices, and px per cell.
     """
     targets: Tensor = head.get_l1_target(torch.zeros_like(boxes), boxes, stride, x_shifts=x_shifts, y_shifts=y_shifts)
     return targets

@@ -53,13 +53,27 @@ def overlap(pred: Tensor, target: Tensor) -> Overlap:
     pred_br = pred[:, :2] + pred[:, 2:] / 2
     target_br = target[:, :2] + target[:, 2:] / 2
     br = torch.min(pred_br, target_br)
-    area_pred = torch.prod(pred[:, 2:], 1)
-    area_target = torch.prod(target[:, 2:], 1)
+    area_pred = product(pred[:, 2:])
+    area_target = product(target[:, 2:])
     touching = (tl < br).all(1).to(tl.dtype)
-    intersection = torch.prod(br - tl, 1) * touching
+    intersection = product(br - tl) * touching
     union = area_pred + area_target - intersection
     iou = intersection / (union + 1e-16)
     return Overlap(iou, union, pred_tl, pred_br, target_tl, target_br)
+
+
+def product(sides: Tensor) -> Tensor:
+    """``(N,)`` width x height of ``(N, 2)`` sides: on a CPU by YOLOX's operator, for its bits."""
+    return torch.prod(sides, 1) if sides.device.type == "cpu" else plain_product(sides)
+
+
+def plain_product(sides: Tensor) -> Tensor:
+    """``(N,)`` width x height of ``(N, 2)`` sides, with a gradient that never waits for an accelerator.
+
+    The gradient of ``torch.prod`` looks whether any side is 0. This one differs from it in the last bit.
+    """
+    width, height = sides.unbind(1)
+    return width * height
 
 
 class Pair:

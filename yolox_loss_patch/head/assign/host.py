@@ -97,8 +97,10 @@ def host_assign(
     ious = ious or [bbox_preds.new_zeros(0)]
     boxes = boxes or [labels.new_zeros(0, 4)]
     image = torch.cat(images or [empty])
+    fg_mask = torch.cat(masks) if masks else empty.bool()
     return Assignment(
-        fg_mask=torch.cat(masks) if masks else empty.bool(),
+        fg_mask=fg_mask,
+        rows=fg_mask.nonzero().squeeze(1),
         image=image,
         matched_gt=torch.cat(matched or [empty]),
         classes=torch.cat(classes or [empty]),

@@ -18,6 +18,7 @@ class Assignment:
 
     Attributes:
         fg_mask: (B * A,) bool, True where the anchor learns a box.
+        rows: (num_fg,) int64, the anchors that learn a box, counted through the batch: image * A + anchor.
         image: (num_fg,) int64, the image's index in the batch.
         matched_gt: (num_fg,) int64, the box's index within the labels of its image.
         classes: (num_fg,) int64, the box's class.
@@ -33,6 +34,7 @@ class Assignment:
     """
 
     fg_mask: Tensor
+    rows: Tensor
     image: Tensor
     matched_gt: Tensor
     classes: Tensor

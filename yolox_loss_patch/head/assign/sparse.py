@@ -101,6 +101,7 @@ def assign_sparse(scene: Scene, levels: list[Level]) -> Assignment:
     won = owner[fg]
     return Assignment(
         fg_mask=fg_mask,
+        rows=fg,
         image=image[won],
         matched_gt=slot[won],
         classes=classes[won],
