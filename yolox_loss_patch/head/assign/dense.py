@@ -30,9 +30,7 @@ def assign_dense(scene: Scene) -> Assignment:
 
     step = max(1, scene.budget // bytes_per_image(scene))
     parts = [_match(scene, i, min(i + step, batch), counts, points, reach, ordinal) for i in range(0, batch, step)]
-    is_foreground, owner, iou = (
-        part[0] if len(parts) == 1 else torch.cat(part) for part in zip(*parts, strict=True)
-    )
+    is_foreground, owner, iou = (part[0] if len(parts) == 1 else torch.cat(part) for part in zip(*parts, strict=True))
     fg_mask = is_foreground.flatten()
 
     # the one wait for the device
