@@ -304,6 +304,64 @@ def ref_mpdiou(pred, target, image_size=(640, 640)):
     return 1 - box_iou(pred, target) + (top_left + bottom_right) / (image_size[0] ** 2 + image_size[1] ** 2)
 
 
+def ref_box(pred, target, penalties, power=1, inner=1, focaler=None, focal=0, wise=None, mean=1.0, frozen=None):
+    """Any box loss of the form 1 - IoU + penalties with modifiers, in the order inner, focaler, power, weights.
+
+    `penalties` gives a list of numbers for (pred, target, frozen); `wise` is a dict with version, alpha, delta.
+    """
+    base = frozen or pred
+    similarity = box_iou(
+        (pred[0], pred[1], pred[2] * inner, pred[3] * inner),
+        (target[0], target[1], target[2] * inner, target[3] * inner),
+    )
+    if focaler is not None:
+        low, high = focaler
+        similarity = min(max((similarity - low) / (high - low), 0 * similarity), 1 + 0 * similarity)
+    loss = 1 - similarity**power + total(penalty**power for penalty in penalties(pred, target, base))
+    if wise is not None:
+        rho2, _ = rho2_c2(pred, target)
+        _, c2 = rho2_c2(base, target)
+        beta = (1 - box_iou(base, target)) / mean
+        weight = 1
+        if wise["version"] == 2:
+            weight = sqrt(beta)
+        elif wise["version"] == 3:
+            weight = beta / (wise["delta"] * exp((beta - wise["delta"]) * log(wise["alpha"])))
+        loss = weight * exp(rho2 / c2) * loss
+    return box_iou(base, target) ** focal * loss if focal else loss
+
+
+def penalties_of(name, **knobs):
+    """The penalties of a loss, each on its own, from the formula of its paper."""
+
+    def diou(pred, target, base):
+        rho2, c2 = rho2_c2(pred, target)
+        return [rho2 / c2]
+
+    def eiou(pred, target, base):
+        cw, ch = enclosing(pred, target)
+        return [*diou(pred, target, base), ((pred[2] - target[2]) / cw) ** 2, ((pred[3] - target[3]) / ch) ** 2]
+
+    def siou(pred, target, base):
+        shape = ((-expm1(-_omega(pred, target, 2))) ** 4 + (-expm1(-_omega(pred, target, 3))) ** 4) / 2
+        return [ref_siou(pred, target) - (1 - box_iou(pred, target)) - shape, shape]
+
+    def mpdiou(pred, target, base):
+        a, b = corners(pred), corners(target)
+        size = knobs["image_size"][0] ** 2 + knobs["image_size"][1] ** 2
+        return [((a[i] - b[i]) ** 2 + (a[i + 1] - b[i + 1]) ** 2) / size for i in (0, 2)]
+
+    return {
+        "iou": lambda pred, target, base: [],
+        "giou": lambda pred, target, base: [giou_penalty(pred, target)],
+        "diou": diou,
+        "ciou": lambda pred, target, base: [*diou(pred, target, base), aspect_a(base, target) * aspect_v(pred, target)],
+        "eiou": eiou,
+        "siou": siou,
+        "mpdiou": mpdiou,
+    }[name]
+
+
 def inner_gap(pred, target, ratio):
     """IoU - IoU_inner; both boxes scaled about their own centres."""
     inner_p = (pred[0], pred[1], pred[2] * ratio, pred[3] * ratio)
@@ -382,7 +440,8 @@ def softplus(x):
     return (x if x > 0 else 0 * x) + log1p(exp(-abs(x)))
 
 
-def ref_bce(logit, t, pos_weight=1, class_weight=1):
+def ref_bce(logit, t, pos_weight=1, class_weight=1, label_smoothing=0):
+    t = t * (1 - label_smoothing) + label_smoothing / 2.0
     return class_weight * (pos_weight * t * softplus(-logit) + (1 - t) * softplus(logit))
 
 
@@ -404,6 +463,70 @@ def ref_quality_focal(logit, t, beta=2):
     """arXiv:2006.04388. The authors' first code has (p - t)**beta: NaN for a fractional beta."""
     gap = sigmoid(-logit) * t - sigmoid(logit) * (1 - t)  # t - p, without cancellation at t = 0 or 1
     return abs(gap) ** beta * ref_bce(logit, t)
+
+
+def ref_poly(logit, t, eps=1, gamma=0, alpha=-1):
+    """arXiv:2204.12511, Poly-1; with gamma the focal form. t is extended to soft targets by the formula."""
+    one_minus_pt = sigmoid(logit) * (1 - t) + sigmoid(-logit) * t
+    alpha_t = 1 if alpha == -1 else alpha * t + (1 - alpha) * (1 - t)
+    first = alpha_t * one_minus_pt**gamma * (t * softplus(-logit) + (1 - t) * softplus(logit))
+    return first + eps * one_minus_pt ** (gamma + 1)
+
+
+def ref_asymmetric(logit, t, gamma_pos=1, gamma_neg=4, margin=0.05, detach=True, frozen=None):
+    """arXiv:2009.14119; the focusing weights are detached unless told otherwise (the authors' default)."""
+    base = logit if not detach or frozen is None else frozen
+    shifted = sigmoid(logit) - margin
+    focus = sigmoid(base) - margin
+    focus = focus if focus > 0 else 0 * focus
+    kept = softplus(logit) if margin == 0 else -log1p(-shifted) if shifted > 0 else 0 * logit
+    positive = t * sigmoid(-base) ** gamma_pos * softplus(-logit)
+    return positive + (1 - t) * focus**gamma_neg * kept
+
+
+def ref_matchability(logit, t, gamma=1.5, frozen=None):
+    """MAL, arXiv:2412.04234; p in the background's weight is detached, as in the authors' code."""
+    if t > 0:
+        wanted = t**gamma
+        return wanted * softplus(-logit) + (1 - wanted) * softplus(logit)
+    return sigmoid(logit if frozen is None else frozen) ** gamma * softplus(logit)
+
+
+def slide_weight(x, mean):
+    """Of an element whose box has IoU x, where the mean IoU of the foreground is `mean`; arXiv:2208.02133."""
+    mu = max(mean, 0.2)
+    if x <= mu - 0.1:
+        return 1.0
+    return math.exp(1 - mu) if x < mu else math.exp(1 - x)
+
+
+def ref_slide(logit, t, iou=None, mean=0.0):
+    return slide_weight(t if iou is None else iou, mean) * ref_bce(logit, t)
+
+
+def eqlv2_weights(pulls, gamma=12, mu=0.8, alpha=4):
+    """(w_pos, w_neg) of a class with the pulls (of positives, of negatives) so far; arXiv:2012.08548.
+
+    Before any pull the authors' code starts with a ratio of 100.
+    """
+    positive, negative = pulls
+    ratio = positive / negative if negative > 0 else 100.0
+    fair = 1 / (1 + math.exp(-gamma * (ratio - mu)))
+    return 1 + alpha * (1 - fair), fair
+
+
+def eqlv2_pulls(logits, targets, pulls, **knobs):
+    """The pulls of a class after a batch."""
+    w_pos, w_neg = eqlv2_weights(pulls, **knobs)
+    weights = [w_pos * t + w_neg * (1 - t) for t in targets]
+    positive = math.fsum(w * t * sigmoid(-x) for w, x, t in zip(weights, logits, targets, strict=True))
+    negative = math.fsum(w * (1 - t) * sigmoid(x) for w, x, t in zip(weights, logits, targets, strict=True))
+    return pulls[0] + positive, pulls[1] + negative
+
+
+def ref_eqlv2(logit, t, pulls=(0.0, 0.0), **knobs):
+    w_pos, w_neg = eqlv2_weights(pulls, **knobs)
+    return (w_pos * t + w_neg * (1 - t)) * ref_bce(logit, t)
 
 
 def ghmc_weights(logits, targets, bins=10, momentum=0, counts=None):

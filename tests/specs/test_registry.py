@@ -218,6 +218,89 @@ def test_a_loss_of_ones_own_has_the_five_steps_and_is_checked_by_name(clean):
     assert seen == {"image_size": (96, 160), "avg_factor": 3}
 
 
+def test_a_users_loss_takes_part_in_sums_and_schedules(clean):
+    @ylp.register_loss("obj", "squared")
+    class Squared(torch.nn.Module):
+        def __init__(self, power=2):
+            super().__init__()
+            self.power = power
+
+        def forward(self, pred, target, weight=None, avg_factor=None, reduction_override=None):
+            loss = (pred.float().sigmoid() - target).abs() ** self.power
+            loss = loss if weight is None else loss * weight
+            return loss if reduction_override == "none" else loss.sum() / (avg_factor or max(loss.numel(), 1))
+
+    @ylp.register_loss("obj", "takes_weight")
+    class TakesWeight(Squared):
+        def __init__(self, loss_weight=1.0):
+            super().__init__()
+            self.loss_weight = loss_weight
+
+        def forward(self, *args, **kwargs):
+            return self.loss_weight * super().forward(*args, **kwargs)
+
+    head, inputs = make_head(), make_batch()
+
+    def obj(spec, epoch=None):
+        ylp.patch_model(head, {"loss_obj": spec})
+        if epoch is not None:
+            ylp.set_epoch(head, epoch)
+        value = float(run_head(head, inputs)[0][2])
+        ylp.unpatch_model(head)
+        return value
+
+    bce, alone = obj("bce"), obj("squared(power=3)")
+    assert obj("bce+0.5*squared(power=3)") == pytest.approx(bce + 0.5 * alone, rel=1e-6)
+    plain = obj("squared")
+    for name in ("squared", "takes_weight"):
+        scheduled = [dict(type="bce", loss_weight={1: 1, 3: 0}), dict(type=name, loss_weight={1: 0, 3: 4})]
+        assert obj(scheduled, epoch=2) == pytest.approx(bce / 2 + 2 * plain, rel=1e-6)
+        with pytest.raises(ylp.ConfigError, match="does not tell the epoch"):
+            obj(scheduled)
+        ylp.unpatch_model(head)
+    config = ylp.LossConfig(loss_obj="bce+0.5*squared(power=3)")
+    assert config == ylp.LossConfig(loss_obj=["bce", dict(type="squared", power=3, loss_weight=0.5)])
+    assert "loss_obj=bce+0.5*squared(power=3)" in str(config)
+
+
+def test_a_users_loss_may_ask_for_facts_by_name(clean):
+    from yolox_loss_patch.losses.terms import FACTS
+
+    seen = {}
+    for term in ("obj", "cls", "iou"):
+
+        @ylp.register_loss(term, f"curious_{term}")
+        class Curious(torch.nn.Module):
+            wants = tuple(FACTS)
+            place = term
+
+            def forward(self, pred, target, weight=None, avg_factor=None, reduction_override=None, **facts):
+                seen[self.place] = (len(pred), facts)
+                return pred.float().square().sum() / avg_factor
+
+    head = make_head()
+    ylp.patch_model(head, {f"loss_{term}": f"curious_{term}" for term in ("obj", "cls", "iou")})
+    run_head(head, make_batch(batch=3, height=96, width=128, boxes=4, empty_every=0))
+    anchors = 12 * 16 + 6 * 8 + 3 * 4
+    for term, (rows, facts) in seen.items():
+        assert set(facts) == set(FACTS) and facts["images"] == 3 and tuple(facts["image_size"]) == (96, 128)
+        assert all(facts[name].shape == (rows,) for name in ("ious", "image_indices", "strides"))
+        assert set(facts["strides"].tolist()) <= {8.0, 16.0, 32.0}
+        if term == "obj":
+            assert rows == 3 * anchors
+            assert facts["image_indices"].tolist() == [image for image in range(3) for _ in range(anchors)]
+            assert facts["strides"][:192].unique().tolist() == [8.0]
+    foreground = seen["obj"][1]["ious"].nonzero().squeeze(1)
+    for name in ("ious", "image_indices", "strides"):
+        matched = seen["cls"][1]["ious"] > 0
+        torch.testing.assert_close(seen["obj"][1][name][foreground], seen["cls"][1][name][matched])
+    with pytest.raises(ylp.ConfigError, match=r"knows no fact 'iouss'.*Did you mean 'ious'"):
+
+        @ylp.register_loss("obj", "wrong")
+        class Wrong(torch.nn.Module):
+            wants = ("iouss",)
+
+
 def test_a_constructor_with_a_word_of_the_loss_stage_is_refused(clean):
     class Clash(torch.nn.Module):
         def __init__(self, target=1):

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..losses.terms import LossModule
 from ..specs.build import build_loss
 from ..specs.registry import LOSSES, check_term
 
@@ -68,6 +69,19 @@ def check_loss(term: str, loss: str | Mapping[str, Any] | nn.Module, pulls: bool
     _Check(term, loss).run(pulls)
 
 
+def _facts(rows: int) -> dict[str, Any]:
+    """Facts of a batch of one image, for a loss that wants some."""
+    ious = torch.arange(rows) % 5 / 5
+    return {
+        "images": 1,
+        "image_size": (640, 640),
+        "ious": ious,
+        "mean_iou": ious.sum() / max(rows, 1),
+        "image_indices": torch.zeros(rows, dtype=torch.long),
+        "strides": torch.full((rows,), 8.0),
+    }
+
+
 class _Check:
     """The checks of one loss; each asks for a fresh module, because a loss may remember."""
 
@@ -77,19 +91,21 @@ class _Check:
         row = LOSSES.rows[term].get(str(name))
         self.whole_set = row is not None and row.whole_set
         self.name = f"loss_{term} {name or type(loss).__name__}"
-        self.facts = {"images": 1, "image_size": (640, 640)}
         probe = self._fresh()
         # One logit a class: as many as the loss has weights for.
-        weights = [getattr(probe, "knobs", {}).get(key) for key in ("pos_weight", "class_weight")]
+        weights = [getattr(probe, "knobs", {}).get(key) for key in ("pos_weight", "class_weight", "alpha")]
         self.columns = next((len(each) for each in weights if isinstance(each, tuple)), 3)
         self.has_memory = bool(probe.running_state()) if hasattr(probe, "running_state") else False
 
     def _fresh(self) -> Any:
-        return copy.deepcopy(self.loss) if isinstance(self.loss, nn.Module) else build_loss(self.term, self.loss)
+        module = copy.deepcopy(self.loss) if isinstance(self.loss, nn.Module) else build_loss(self.term, self.loss)
+        if isinstance(module, LossModule):
+            module.set_epoch(1)
+        return module
 
     def _call(self, pred: Tensor, target: Tensor, module: Any = None, **call: Any) -> Tensor:
         module = self._fresh() if module is None else module
-        facts = {key: self.facts[key] for key in getattr(module, "wants", ())}
+        facts = {key: _facts(len(pred))[key] for key in getattr(module, "wants", ())}
         try:
             value: Tensor = module(pred, target, **facts, **call)
         except Exception as error:

@@ -23,6 +23,7 @@ from ..errors import ConfigError, HostError
 from ..losses.boxes import overlap, upcast
 from ..specs.catalogue import kit_losses
 from ..specs.config import LossConfig
+from ..specs.registry import LOSSES
 from ..specs.resolve import parts_of
 from . import hosts
 from .stage import LossStage, non_finite
@@ -107,6 +108,9 @@ def check(function: Callable[..., Any], config: LossConfig) -> None:
     for term in asked:
         for spec in parts_of(resolved[term]):
             wrong = [f"{key}={spec[key]!r}" for key, value in _POSSIBLE.items() if spec.get(key, value) != value]
+            unknown = [fact for fact in LOSSES.get(term, spec["type"]).wants if fact != "image_size"]
+            if unknown and "avg_factor" in spec:
+                wrong.append(f"{spec['type']!r}, which asks for {', '.join(unknown)},")
             if "avg_factor" not in spec:
                 wrong.append(f"{spec['type']!r}, which averages over its set,")
             if wrong:

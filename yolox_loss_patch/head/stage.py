@@ -19,6 +19,7 @@ from ..specs.registry import TERMS
 from ..specs.resolve import parts_of
 from . import hosts
 from .assign import Assignment, Rule, fast_assign, host_assign
+from .facts import BatchFacts
 from .ignored import covered_by_regions, split_regions
 from .statistics import add_gradients, foreground_statistics
 from .targets import cls_targets, l1_targets, obj_targets, split_outputs
@@ -114,7 +115,7 @@ class LossStage:
         rows = assignment.rows
         weights = self.element_weights(assignment, head.num_classes) if self.element_weights is not None else {}
         factors = self._avg_factors(assignment, batch=len(outputs))
-        facts = {"images": len(outputs), "image_size": imgs.shape[-2:]}
+        facts = BatchFacts(assignment, rows, stride[0], len(outputs), imgs.shape[-2:])
 
         self.part_values.clear()
 
@@ -124,7 +125,7 @@ class LossStage:
             target: Callable[[TermPart], Tensor],
             weight: Callable[[TermPart, Tensor], Tensor | None],
         ) -> Tensor:
-            values = term_values(self.parts[name], pred, target, weight, factors, facts)
+            values = term_values(name, self.parts[name], pred, target, weight, factors, facts)
             scale = hosts.BOX_WEIGHT if name == "iou" else 1
             if len(values) > 1:
                 named = zip(self.parts[name], values, strict=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..specs.labels import label_of
 from ..specs.resolve import parts_of
+from .facts import BatchFacts
 from .sampler import OHEMSampler, RandomSampler, make_sampler
 
 
@@ -62,16 +63,18 @@ def _part(term: str, spec: Mapping[str, Any], module: Any) -> TermPart:
 
 
 def term_values(
+    term: str,
     parts: Sequence[TermPart],
     pred: Tensor,
     target: Callable[[TermPart], Tensor],
     weight: Callable[[TermPart, Tensor], Tensor | None],
     factors: Mapping[str | None, Any],
-    facts: Mapping[str, Any],
+    facts: BatchFacts,
 ) -> list[Tensor]:
     """The value of each part of a term.
 
     Args:
+        term: ``obj``, ``cls``, ``iou`` or ``l1``.
         parts: of the term.
         pred: its predictions.
         target: part -> its targets.
@@ -81,7 +84,7 @@ def term_values(
     """
     values = []
     for part in parts:
-        extra = {fact: facts[fact] for fact in getattr(part.loss, "wants", ())}
+        extra = {name: facts.of(term, name) for name in getattr(part.loss, "wants", ())}
         targets = target(part)
         element_weights = weight(part, targets)
         if element_weights is not None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..specs.knobs import nearest
 from .assign import Assignment
+from .facts import BatchFacts
 from .sampler import OHEMSampler
 from .terms import TermPart
 
@@ -76,7 +77,7 @@ def obj_weights(
     logits: Tensor,
     targets: Tensor,
     weights: Tensor | None,
-    facts: Mapping[str, Any],
+    facts: BatchFacts,
 ) -> Tensor | None:
     """The weight of each anchor's objectness: of the experiment, of its feature map, of ignored regions, of the sampler.
 
@@ -109,7 +110,7 @@ def obj_weights(
     product = functools.reduce(torch.mul, factors) if factors else None
     if part.sampler is None:
         return product
-    shape = (facts["images"], -1)
+    shape = (facts.images, -1)
     foreground = assignment.fg_mask
     background = (~foreground if ignored is None else ~(foreground | ignored)).view(shape)
     foreground = foreground.view(shape)
@@ -121,11 +122,9 @@ def obj_weights(
 
 
 @torch.no_grad()
-def _element_loss(
-    part: TermPart, logits: Tensor, targets: Tensor, weights: Tensor | None, facts: Mapping[str, Any]
-) -> Tensor:
+def _element_loss(part: TermPart, logits: Tensor, targets: Tensor, weights: Tensor | None, facts: BatchFacts) -> Tensor:
     """How much each anchor costs, ``(B*A, 1)``, as it is trained."""
-    wanted = {fact: facts[fact] for fact in getattr(part.loss, "wants", ())}
+    wanted = {name: facts.of("obj", name) for name in getattr(part.loss, "wants", ())}
     value: Tensor = part.loss(logits.detach(), targets, weight=weights, reduction_override="none", **wanted)
     if value.shape != logits.shape:
         raise ConfigError(

@@ -98,6 +98,7 @@ def _factor(pred: Tensor, value: float | Sequence[float], knob: str) -> Tensor:
     limits={
         "pos_weight": Limits(kind="factor_or_factors", words=f"a number at least 0, or {_PER_CLASS}"),
         "class_weight": Limits(kind="factors", words=f"None, or {_PER_CLASS}"),
+        "label_smoothing": Limits(low=0, high=1, open_high=True),
     },
 )
 @loss_row("obj", formula=_BCE, source=_YOLOX, limits={"pos_weight": Limits(low=0)}, targets=_HARD_OR_IOU)
@@ -106,6 +107,7 @@ def bce(
     target: Tensor,
     pos_weight: float | Sequence[float] = 1.0,
     class_weight: Sequence[float] | None = None,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """Binary cross entropy, stock YOLOX: ``-t log p - (1 - t) log(1 - p)``.
 
@@ -114,6 +116,8 @@ def bce(
         target: in [0, 1], the shape of ``pred``.
         pos_weight: factor on the first half, at least 0: one number, or C.
         class_weight: factor on both halves, at least 0: C numbers.
+        label_smoothing: s in [0, 1): the target becomes ``t (1 - s) + s/2``. Not for objectness, where nearly every
+            target is 0.
 
     Returns:
         The loss of each element, at least 0, in the shape of ``pred``.
@@ -123,13 +127,23 @@ def bce(
 
     YOLOX 2107.08430.
     """
+    if label_smoothing:
+        target = target * (1 - label_smoothing) + label_smoothing / 2
     positive = None if pos_weight == 1 else _factor(pred, pos_weight, "pos_weight")
     loss = F.binary_cross_entropy_with_logits(pred, target, pos_weight=positive, reduction="none")
     return loss if class_weight is None else loss * _factor(pred, class_weight, "class_weight")
 
 
-@loss_row("obj", "cls", formula="alpha_t (1-p_t)^gamma BCE", source="1708.02002", limits=FOCAL_LIMITS)
-def focal(pred: Tensor, target: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+_FOCAL = "alpha_t (1-p_t)^gamma BCE"
+_ALPHA_PER_CLASS = Limits(
+    kind="share_or_shares",
+    words="a number in [0, 1] or -1, or a list of numbers in [0, 1], one per class, or a dict from class names to such numbers",
+)
+
+
+@loss_row("cls", formula=_FOCAL, source="1708.02002", limits={**FOCAL_LIMITS, "alpha": _ALPHA_PER_CLASS})
+@loss_row("obj", formula=_FOCAL, source="1708.02002", limits=FOCAL_LIMITS)
+def focal(pred: Tensor, target: Tensor, alpha: float | Sequence[float] = 0.25, gamma: float = 2.0) -> Tensor:
     """Focal loss: ``alpha_t (1 - p_t)**gamma BCE``, meant for targets 0 and 1.
 
     On a soft target the same formula is not smallest at p = t.
@@ -137,7 +151,8 @@ def focal(pred: Tensor, target: Tensor, alpha: float = 0.25, gamma: float = 2.0)
     Args:
         pred: logits, any shape.
         target: in [0, 1], the shape of ``pred``.
-        alpha: weight of foreground, in [0, 1]; background has ``1 - alpha``. -1: no weights.
+        alpha: weight of foreground, in [0, 1]; background has ``1 - alpha``. -1: no weights. Or C numbers, one per
+            class (the last dimension).
         gamma: at least 0; 0 is BCE.
 
     Returns:
@@ -145,6 +160,9 @@ def focal(pred: Tensor, target: Tensor, alpha: float = 0.25, gamma: float = 2.0)
 
     arXiv 1708.02002.
     """
+    if not isinstance(alpha, (int, float)):
+        shares = _factor(pred, alpha, "alpha")
+        return (shares * target + (1 - shares) * (1 - target)) * focal(pred, target, -1, gamma)
     if gamma == 0:
         return bce(pred, target) if alpha < 0 else (alpha * target + (1 - alpha) * (1 - target)) * bce(pred, target)
     return _with_known_slope(_focal, _focal_formula, pred, target, alpha, gamma)
@@ -170,16 +188,25 @@ def _focal(pred: Tensor, target: Tensor, alpha: float, gamma: float) -> tuple[Te
     return loss.mul_(weight), slope.mul_(weight)
 
 
+_VARIFOCAL = "t > 0: t BCE(p, t); t = 0: alpha p^gamma BCE"
+_VARIFOCAL_LIMITS = {"alpha": Limits(low=0), "gamma": Limits(low=0), "iou_weighted": Limits()}
+_FACTOR_PER_CLASS = Limits(kind="factor_or_factors", words=f"a number at least 0, or {_PER_CLASS}")
+
+
 @loss_row(
-    "obj",
     "cls",
-    formula="t > 0: t BCE(p, t); t = 0: alpha p^gamma BCE",
+    formula=_VARIFOCAL,
     source="2008.13367",
-    limits={"alpha": Limits(low=0), "gamma": Limits(low=0), "iou_weighted": Limits()},
+    limits={**_VARIFOCAL_LIMITS, "alpha": _FACTOR_PER_CLASS},
     targets=_IOU_OR_HARD,
 )
+@loss_row("obj", formula=_VARIFOCAL, source="2008.13367", limits=_VARIFOCAL_LIMITS, targets=_IOU_OR_HARD)
 def varifocal(
-    pred: Tensor, target: Tensor, alpha: float = 0.75, gamma: float = 2.0, iou_weighted: bool = True
+    pred: Tensor,
+    target: Tensor,
+    alpha: float | Sequence[float] = 0.75,
+    gamma: float = 2.0,
+    iou_weighted: bool = True,
 ) -> Tensor:
     """Varifocal loss: ``t BCE(p, t)`` where t > 0, ``alpha p**gamma BCE(p, 0)`` where t = 0.
 
@@ -188,7 +215,7 @@ def varifocal(
     Args:
         pred: logits, any shape.
         target: in [0, 1], the shape of ``pred``: on foreground the IoU of the matched box.
-        alpha: weight of the background, at least 0.
+        alpha: weight of the background, at least 0: one number, or C, one per class (the last dimension).
         gamma: at least 0.
         iou_weighted: False gives foreground the weight 1 instead of t.
 
@@ -197,6 +224,9 @@ def varifocal(
 
     arXiv 2008.13367.
     """
+    if not isinstance(alpha, (int, float)):
+        loss = varifocal(pred, target, 1.0, gamma, iou_weighted)
+        return loss * torch.where(target > 0, 1.0, _factor(pred, alpha, "alpha"))
     return _with_known_slope(_varifocal, _varifocal_formula, pred, target, alpha, gamma, iou_weighted)
 
 

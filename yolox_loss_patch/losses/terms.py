@@ -16,6 +16,16 @@ from .schedule import Schedule
 from .state import RunningKernel
 
 REDUCTIONS = ("none", "mean", "sum")
+#: What a loss can ask the loss stage for, by name. A row is an anchor: for objectness each of the batch, ordered by image,
+#: else each of the foreground.
+FACTS = {
+    "images": "how many images the batch has",
+    "image_size": "(H, W) of the input images in px",
+    "ious": "(rows,) the IoU of each row's box with its ground truth, 0 in the background",
+    "mean_iou": "the mean IoU of the foreground, one number; 0 without foreground",
+    "image_indices": "(rows,) the place of each row's image in the batch",
+    "strides": "(rows,) the stride of each row's cell in px",
+}
 
 
 class Call(NamedTuple):
@@ -33,7 +43,7 @@ class LossModule(nn.Module):
     """A loss as the loss stage calls it, and as MMDetection's are called. Subclasses write `compute`.
 
     Attributes:
-        wants: facts of the batch for the loss stage to pass along, of ``image_size`` (H, W) and ``images`` (a number).
+        wants: facts of the batch for the loss stage to pass along, of `FACTS`.
     """
 
     wants: tuple[str, ...] = ()

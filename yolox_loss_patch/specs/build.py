@@ -72,6 +72,7 @@ def _of_kit(term: str, loss: Loss, resolved: dict[str, Any]) -> nn.Module:
         reduction=resolved["reduction"],
         whole_set=loss.whole_set,
         wants=loss.wants,
+        activated=resolved.get("activated", False),
     )
     if resolved.get("by_overlap"):
         return WeighedByOverlap(module)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..losses import focal, iou, l1, region, row
+from ..losses import focal, iou, l1, region, row, scores
 from .knobs import Knob
 
 
@@ -89,7 +89,7 @@ def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
 
 def kit_losses() -> list[tuple[tuple[str, ...], str, Loss]]:
     """(terms, name, loss) of every loss of the kit, in the order in which `list` shows them."""
-    order = [module.__name__ for module in (focal, region, iou, l1)]
+    order = [module.__name__ for module in (focal, scores, region, iou, l1)]
     rows = sorted(row.ROWS, key=lambda entry: order.index(entry.kernel.__module__))
     losses = [(entry.terms, entry.name, _loss(entry)) for entry in rows]
     boxes = {name: loss for terms, name, loss in losses if terms == ("iou",)}

@@ -50,6 +50,11 @@ class LossConfig:
                     raise ConfigError(
                         f"loss_{term}: a term of the training loss is one number; reduction is mean or sum."
                     )
+                if spec.get("activated"):
+                    raise ConfigError(
+                        f"loss_{term}: activated=True means scores, and the outputs of YOLOX's head are logits; leave it out. "
+                        "It is for build_loss."
+                    )
         if self.loss_assign not in ASSIGNERS:
             hint = nearest(self.loss_assign, ASSIGNERS)
             raise ConfigError(f"loss_assign is {', '.join(ASSIGNERS)}; got {self.loss_assign!r}.{hint}")
@@ -153,7 +158,7 @@ def _settings_of_host(exp: Any) -> set[str]:
 # Weights by class.
 
 
-_PER_CLASS = ("class_weight", "pos_weight")
+_PER_CLASS = ("class_weight", "pos_weight", "alpha")
 
 
 def _with_class_numbers(exp: Any, spec: Any) -> Any:
@@ -174,7 +179,8 @@ def _with_class_numbers(exp: Any, spec: Any) -> Any:
                             f"loss_cls: {key}: there is no class {name!r}.{nearest(name, names)} The annotation file has: "
                             f"{', '.join(names)}."
                         )
-                numbers = tuple(numbers.get(name, 1.0) for name in names)  # a class not named has weight 1
+                default = row.knobs[key].default  # of a class that is not named; class_weight has none and means 1
+                numbers = tuple(numbers.get(name, 1.0 if default is None else default) for name in names)
                 part[key], changed = list(numbers), True
             if len(numbers) != exp.num_classes:
                 raise ConfigError(

@@ -154,6 +154,17 @@ def factor_or_factors(value: Any) -> float | tuple[float, ...] | dict[str, float
     return factors(value) if isinstance(value, (Sequence, Mapping)) else _factor(value)
 
 
+def share_or_shares(value: Any) -> float | tuple[float, ...] | dict[str, float]:
+    """One number in [0, 1] or -1 for all classes, or one in [0, 1] per class; ValueError for anything else."""
+    if as_python(value) == -1:
+        return -1.0
+    checked = factor_or_factors(as_python(value))
+    numbers = checked.values() if isinstance(checked, dict) else checked if isinstance(checked, tuple) else (checked,)
+    if any(number > 1 for number in numbers):
+        raise ValueError
+    return checked
+
+
 def interval(value: Any) -> tuple[float, float] | None:
     """(d, u) with 0 <= d < u <= 1; None for (0, 1), which changes nothing. ValueError for anything else."""
     if not isinstance(value, Sequence) or len(value) != 2 or not all(map(is_number, value)):
@@ -268,6 +279,7 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
     "factor_or_factors": factor_or_factors,
     "size": size,
     "length_or_mean": length_or_mean,
+    "share_or_shares": share_or_shares,
     "interval": interval,
     "wise": wise,
 }

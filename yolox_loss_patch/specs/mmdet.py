@@ -33,6 +33,27 @@ class MMDetName:
     refuse: str = ""
 
 
+NO_SOFTMAX = (
+    "a softmax over the classes does not fit YOLOX: its detector decodes independent sigmoids, and a checkpoint trained "
+    "otherwise would not be YOLOX's. Choose a loss of sigmoids: bce, focal, varifocal, eqlv2, ..."
+)
+NO_DISTRIBUTION = (
+    "distribution focal loss is for heads that predict a distribution of each side, and YOLOX's head predicts numbers. "
+    "Choose a box loss: yolox-loss list."
+)
+#: Names that people look for and that cannot be -> the reason.
+REFUSED = {
+    **dict.fromkeys(("softmax", "cross_entropy", "softmax_cross_entropy", "seesaw", "eql", "equalization"), NO_SOFTMAX),
+    **dict.fromkeys(("dfl", "distribution_focal"), NO_DISTRIBUTION),
+}
+#: `iou_mode` of MMYOLO's IoULoss -> the loss with the same formula.
+MMYOLO_IOU = {
+    "iou": {"type": "iou", "mode": "linear"},
+    "giou": {"type": "giou"},
+    "ciou": {"type": "ciou"},
+    "siou": {"type": "siou"},
+}
+
 MMDET = {
     # MMDetection hands class_weight to the sigmoid form as PyTorch's pos_weight.
     "CrossEntropyLoss": MMDetName(
@@ -44,9 +65,9 @@ MMDET = {
         ),
         renamed={"class_weight": "pos_weight"},
     ),
-    "FocalLoss": MMDetName("focal", must={"use_sigmoid": True, "activated": False}),
+    "FocalLoss": MMDetName("focal", must={"use_sigmoid": True}),
     "VarifocalLoss": MMDetName("varifocal", must={"use_sigmoid": True}),
-    "QualityFocalLoss": MMDetName("quality_focal", must={"use_sigmoid": True, "activated": False}),
+    "QualityFocalLoss": MMDetName("quality_focal", must={"use_sigmoid": True}),
     "GHMC": MMDetName("ghmc", must={"use_sigmoid": True}),
     # A set of MMDetection's is one row of its input: a mask, which is an image's objectness here.
     "DiceLoss": MMDetName(
@@ -79,6 +100,15 @@ MMDET = {
         refuse="MMDetection's EIoULoss is Extended-IoU, another loss than Efficient-IoU (2101.08158) with the same "
         "letters; for Efficient-IoU write 'eiou'."
     ),
+    "BoundedIoULoss": MMDetName(refuse="the kit has no Bounded IoU loss; choose another box loss: yolox-loss list."),
+    "RotatedIoULoss": MMDetName(
+        refuse="MMRotate's boxes have an angle and YOLOX's have none; for the same formula write 'iou' with its mode."
+    ),
+    "GHMR": MMDetName(
+        refuse="the kit has GHM-C only, as 'ghmc' for scores; for boxes choose a box loss or 'smooth_l1'."
+    ),
+    "DistributionFocalLoss": MMDetName(refuse=NO_DISTRIBUTION),
+    "SeesawLoss": MMDetName(refuse=NO_SOFTMAX),
     "L1Loss": MMDetName("l1"),
     "SmoothL1Loss": MMDetName("smooth_l1"),
     "MSELoss": MMDetName("l2"),

@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 from torch import nn
 
 from ..errors import ConfigError
+from ..losses.terms import FACTS
 from .catalogue import Loss, kit_losses
 from .knobs import Knob, nearest
-from .mmdet import MMDET
+from .mmdet import MMDET, REFUSED
 
 TERMS = ("obj", "cls", "iou", "l1")
 STAGE_KNOBS = ("target", "sampler", "level_weights", "avg_factor", "start_epoch")
@@ -48,8 +49,10 @@ class Registry:
         terms = [check_term(term) for term in terms]
         for term in terms:
             taken = self.rows[term].get(name)
-            if name in MMDET or (
-                taken is not None and (taken.from_kit or _origin(taken.kernel) != _origin(loss.kernel))
+            if (
+                name in MMDET
+                or name in REFUSED
+                or (taken is not None and (taken.from_kit or _origin(taken.kernel) != _origin(loss.kernel)))
             ):
                 raise ConfigError(f"loss_{term}: the name {name!r} is taken; register your loss under another.")
         for term in terms:
@@ -83,8 +86,16 @@ class Registry:
             for key in STAGE_KNOBS:
                 if key in knobs:
                     raise ConfigError(f"{cls.__name__}: {key!r} is the loss stage's; name the parameter otherwise.")
+            for fact in getattr(cls, "wants", ()):
+                if fact not in FACTS:
+                    known = "; ".join(f"{name}: {text}" for name, text in FACTS.items())
+                    raise ConfigError(
+                        f"{cls.__name__}: the loss stage knows no fact {fact!r}.{nearest(fact, FACTS)} A class can want {known}."
+                    )
             formula = inspect.cleandoc(cls.__doc__ or "").split("\n")[0]
-            row = Loss(cls, knobs, formula, targets=("hard", "iou"), from_kit=False)
+            row = Loss(
+                cls, knobs, formula, targets=("hard", "iou"), wants=tuple(getattr(cls, "wants", ())), from_kit=False
+            )
             self.add(terms, name or cls.__name__, row)
             return cls
 

@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import ConfigError
+from ..losses import focal
 from . import text
 from .catalogue import MODIFIERS, Loss
 from .knobs import Knob, first_epoch, nearest, sampler, weight, weights_by_level
-from .mmdet import MMDET
+from .mmdet import MMDET, MMYOLO_IOU, REFUSED
 from .plain import plain
 from .registry import LOSSES, Registry, check_term
 
@@ -42,6 +43,7 @@ _START_EPOCH = Knob(
     words="a whole number at least 1 (an epoch as the log counts), or None: YOLOX's no_aug_epochs",
 )
 _CALIBRATED = Knob(False, words="True or False: on the logit of the chance that its score stands for, with BCE's pull")
+_ACTIVATED = Knob(False, words="True or False: called with scores instead of logits; for build_loss only")
 _BY_OVERLAP = Knob(False, words="True or False: each box times 2 IoU, detached, the slope of YOLOX's own 1 - IoU^2")
 # Knobs with a number per class, of which no calibration can be told.
 _PER_CLASS = ("alpha", "pos_weight", "class_weight")
@@ -71,6 +73,8 @@ def family_knobs(term: str, loss: Loss) -> dict[str, Knob]:
         knobs["by_overlap"] = _BY_OVERLAP
     if can_be_calibrated(term, loss):
         knobs["calibrated"] = _CALIBRATED
+    if loss.kernel in (focal.focal, focal.quality_focal):
+        knobs["activated"] = _ACTIVATED
     return knobs
 
 
@@ -138,11 +142,13 @@ def _split(term: str, spec: Any, registry: Registry) -> list[dict[str, Any]]:
 
 
 _FLAG = Knob(False)
+_IOU_MODE = Knob("ciou", choices=tuple(MMYOLO_IOU))
+_BOX_FORMAT = Knob("xywh", choices=("xywh", "xyxy"))
 
 
 def _from_mmdet(term: str, spec: dict[str, Any]) -> dict[str, Any]:
     """A config dict of MMDetection as a spec of the kit."""
-    cls = spec.pop("type").removeprefix("mmdet.")
+    cls = mmdet_name(spec.pop("type"))
     where = f"loss_{term}: {cls}"
     known = MMDET[cls]
     if known.refuse:
@@ -159,13 +165,41 @@ def _from_mmdet(term: str, spec: dict[str, Any]) -> dict[str, Any]:
             why = known.reasons.get(key, known.why)
             raise ConfigError(f"{where}: only {key}={value} exists here, because {why}; got {given!r}.")
     spec = {known.renamed.get(key, key): value for key, value in spec.items()}
-    # Their guard against 0/0. Ours leaves sane values as they are, so leaving out a small one changes nothing.
-    eps = spec.pop("eps", 0.0) if term == "iou" else 0.0
-    if not isinstance(eps, (int, float)) or not 0 <= eps <= 1e-6:
-        raise ConfigError(f"{where}: eps is at most 1e-6 (the kit's losses are finite without it); got {eps!r}.")
+    if term == "iou":
+        _check_eps(where, spec.pop("eps", 0.0))
     if cls == "IoULoss" and _FLAG.check(f"{where}: linear", spec.pop("linear", False)):
         spec["mode"] = "linear"
     return {"type": known.name, **known.defaults, **{key: value for key, value in spec.items() if value is not None}}
+
+
+_MMYOLO_KEYS = {"iou_mode", "bbox_format", "return_iou", "siou_theta"}
+
+
+def _from_mmyolo(spec: dict[str, Any]) -> dict[str, Any]:
+    """A config dict of MMYOLO's IoULoss as a spec of the kit.
+
+    ``bbox_format`` says how MMYOLO hands boxes over and ``return_iou`` what it returns besides; neither is part of the
+    formula. Here boxes are (cx, cy, w, h) and the loss alone is returned.
+    """
+    spec.pop("type")
+    where = "loss_iou: MMYOLO's IoULoss"
+    mode = _IOU_MODE.check(f"{where}: iou_mode", spec.pop("iou_mode", "ciou"))
+    _BOX_FORMAT.check(f"{where}: bbox_format", spec.pop("bbox_format", "xywh"))
+    _FLAG.check(f"{where}: return_iou", spec.pop("return_iou", True))
+    theta = spec.pop("siou_theta", 4.0)
+    _check_eps(where, spec.pop("eps", 1e-7))
+    return {**MMYOLO_IOU[mode], **({"theta": theta} if mode == "siou" else {}), **spec}
+
+
+def _check_eps(where: str, eps: Any) -> None:
+    """Their guard against 0/0. Ours leaves sane values as they are, so leaving out a small one changes nothing."""
+    if not isinstance(eps, (int, float)) or not 0 <= eps <= 1e-6:
+        raise ConfigError(f"{where}: eps is at most 1e-6 (the kit's losses are finite without it); got {eps!r}.")
+
+
+def mmdet_name(name: str) -> str:
+    """The name of a class of MMDetection or MMYOLO without its registry in front."""
+    return name.removeprefix("mmdet.").removeprefix("mmyolo.")
 
 
 def _resolve_part(term: str, spec: Mapping[str, Any], registry: Registry) -> dict[str, Any]:
@@ -174,8 +208,11 @@ def _resolve_part(term: str, spec: Mapping[str, Any], registry: Registry) -> dic
     if "type" not in spec:
         raise ConfigError(f"loss_{term}: the dict has no 'type'. Choose one of: {', '.join(registry.names(term))}.")
     name = spec["type"]
-    if isinstance(name, str) and name.removeprefix("mmdet.") in MMDET:
-        spec = _from_mmdet(term, spec)
+    if isinstance(name, str) and mmdet_name(name) in MMDET:
+        is_mmyolo = name == "mmyolo.IoULoss" or (mmdet_name(name) == "IoULoss" and not _MMYOLO_KEYS.isdisjoint(spec))
+        spec = _from_mmyolo(spec) if is_mmyolo else _from_mmdet(term, spec)
+    elif isinstance(name, str) and name.lower() in REFUSED and name not in registry.rows[term]:
+        raise ConfigError(f"loss_{term}: {name!r}: {REFUSED[name.lower()]}")
     name = spec.pop("type")
     if isinstance(name, str) and name not in registry.rows[term] and text.is_formula(name):
         raise ConfigError(f"loss_{term}: a sum has no knobs of its own; write them with its parts: 0.5*dice(smooth=2).")
@@ -217,6 +254,10 @@ def _resolve_part(term: str, spec: Mapping[str, Any], registry: Registry) -> dic
         raise ConfigError(f"loss_{term}: avg_factor goes with reduction='mean' (sum / avg_factor); leave one out.")
     if loss.power is not None:
         _check_modifiers(loss, spec, resolved)
+    if resolved.get("calibrated") and resolved.get("activated"):
+        raise ConfigError(
+            f"loss_{term}: calibrated starts from logits, and activated says that there are none; leave one out."
+        )
     if resolved.get("calibrated"):
         for key in _PER_CLASS:
             if isinstance(resolved.get(key), (tuple, dict)):
