@@ -115,7 +115,7 @@ class LossStage:
         rows = assignment.rows
         weights = self.element_weights(assignment, head.num_classes) if self.element_weights is not None else {}
         factors = self._avg_factors(assignment, batch=len(outputs))
-        facts = BatchFacts(assignment, rows, stride[0], len(outputs), imgs.shape[-2:])
+        facts = BatchFacts(assignment, rows, grid[2], len(outputs), imgs.shape[-2:])
 
         self.part_values.clear()
 

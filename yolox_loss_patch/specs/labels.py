@@ -12,8 +12,14 @@ from .resolve import resolve
 
 # What a setting is when nothing is said, for the classes of a user, which need not be registered where a label is read.
 _USUAL = {
-    "loss_weight": 1.0, "reduction": "mean", "avg_factor": "num_fg", "target": "hard", "sampler": None, "level_weights": None, "start_epoch": None,
-}  # fmt: skip
+    "loss_weight": 1.0,
+    "reduction": "mean",
+    "avg_factor": "num_fg",
+    "target": "hard",
+    "sampler": None,
+    "level_weights": None,
+    "start_epoch": None,
+}
 
 
 def label_of(term: str, resolved: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> str:
