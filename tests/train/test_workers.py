@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -33,7 +34,11 @@ CRASH = """
         rank, call, name, whom = os.environ.get("CRASH", "-1 0 SIGKILL self").split()
         if (dist.get_rank() if dist.is_initialized() else 0) == int(rank) and self.calls == int(call):
             open("crashed", "w").write(str(time.time()))
-            os.kill(os.getpid() if whom == "self" else os.getppid(), getattr(signal, name))
+            number = getattr(signal, name)
+            if whom == "group":  # as Ctrl-C in a terminal
+                os.killpg(os.getpgrp(), number)
+            else:
+                os.kill(os.getpid() if whom == "self" else os.getppid(), number)
             time.sleep(60 if whom != "self" else 0)
         return super().preprocess(inputs, targets, tsize)
 """
@@ -183,6 +188,91 @@ def test_torchrun_a_killed_worker_ends_all(work, digits, rank):
     assert facts["status"] == "failed" and facts["ended"]
     assert re.match(rf"rank {rank} \(process \d+\) ended without a word: killed", facts["error"]), facts["error"]
     assert f"error: rank {1 - rank}: rank {rank} (process" in done.stderr
+
+
+def processes(session):
+    """The processes of a session that still run, as ps tells them."""
+    rows = subprocess.run(["ps", "-eo", "sid,pid,stat,args"], capture_output=True, text=True, check=True).stdout
+    found = [row.split(None, 3) for row in rows.splitlines()[1:]]
+    return [row for row in found if row[0] == str(session) and not row[2].startswith("Z")]
+
+
+# the signal, who gets it, whether Ctrl-C is ignored as under nohup, and what the record says
+ENDS = [
+    ("SIGKILL", "parent", True, "failed", r"the process that started the workers \(\d+\) ended without a word: killed"),
+    ("SIGHUP", "parent", False, "interrupted", "stopped by"),
+    ("SIGINT", "group", False, "interrupted", "interrupted from the keyboard"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name,whom,ignore,status,error", ENDS)
+def test_no_process_outlives_the_one_that_started_the_training(work, digits, name, whom, ignore, status, error):
+    """Workers, their data loaders, and the process that started them: all are gone, and the record says why."""
+    exp_file(work, digits, CRASH)
+    words = [*TRAIN, "-d", "2", "max_epoch", "500", "data_num_workers", "1"]
+    with (work / "screen.txt").open("w") as screen:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "yolox_loss_patch", *words],
+            cwd=work,
+            stdout=screen,
+            stderr=screen,
+            start_new_session=True,
+            preexec_fn=(lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if ignore else None,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "CRASH": f"0 2 {name} {whom}"},
+        )
+    process.wait(300)
+    until = time.time() + 30
+    while processes(process.pid) and time.time() < until:
+        time.sleep(0.2)
+    assert processes(process.pid) == [] and seconds_since_the_crash(work) < 60, (work / "screen.txt").read_text()
+    assert process.returncode == (-9 if name == "SIGKILL" else 130)
+    assert record(work)["status"] == status and re.search(error, record(work)["error"]), record(work)["error"]
+    assert not list(run_folder(work).glob(".claim*")) or name == "SIGKILL"
+
+
+@pytest.mark.slow
+def test_a_training_whose_reader_went_away_leaves_no_process(work):
+    """As ``yolox-loss train ... 2>&1 | head -1``."""
+    words = [*TRAIN, "max_epoch", "2", "data_num_workers", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "yolox_loss_patch", *words],
+        cwd=work,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(300) != 0
+    assert processes(process.pid) == []
+    assert record(work)["status"] == "failed" and "(broken pipe)" in record(work)["error"] and record(work)["ended"]
+    assert not list(run_folder(work).glob(".claim*"))
+
+
+@pytest.mark.slow
+def test_the_workers_of_one_machine_are_reached_from_this_machine_only(work, digits):
+    """Their store and their own connections listen on the loopback interface; a queue.py of the user's is not run."""
+    listen = """
+    def preprocess(self, inputs, targets, tsize):
+        import contextlib, os, pathlib
+        mine = set()
+        for path in (path for pid in (os.getpid(), os.getppid()) for path in pathlib.Path(f"/proc/{pid}/fd").iterdir()):
+            with contextlib.suppress(OSError):  # the one of the listing itself
+                mine.add(os.readlink(path))
+        rows = [row.split() for table in ("tcp", "tcp6") for row in open(f"/proc/net/{table}").read().splitlines()[1:]]
+        with open("listening", "a") as file:
+            file.writelines(row[1] + " " for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in mine)
+        return super().preprocess(inputs, targets, tsize)
+"""
+    exp_file(work, digits, listen)
+    (work / "queue.py").write_text("open('queue was run', 'w')\n")
+    # As the console script does it: the current folder is not on the path.
+    start = "import sys; sys.path.remove(''); from yolox_loss_patch.cli import main; sys.exit(main())"
+    cli(work, *TRAIN, "-d", "2", "max_epoch", "1", python=("-c", start))
+    addresses = {row.split(":")[0] for row in (work / "listening").read_text().split()}
+    assert addresses == {"0100007F"} and not (work / "queue was run").exists()
 
 
 @pytest.mark.slow

@@ -318,7 +318,14 @@ class RunStatus:
 
 
 def _in_words(error: BaseException, folder: Path) -> BaseException:
-    """The error; a sentence with the way on in place of one that says that a file of the run could not be written."""
+    """The error; a sentence with the way on in place of one that says that a file or the screen could not be written."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, BrokenPipeError):
+        found = found.__cause__ or found.__context__
+    if found is not None:
+        return RunError(
+            "Whoever read the output of this training is gone (broken pipe). Send the output to a file, and go on with --resume."
+        )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
         error = write_error(error, Path(error.filename or folder)) or error
     elif not isinstance(error, WriteError):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,14 +69,18 @@ def launch(
     host, _, port = address.rpartition(":")
     is_first_machine = places[0].rank == 0
     # It lives here and not in a worker, so that it is still there when a worker has died.
-    store = dist.TCPStore(host, int(port), is_master=is_first_machine, wait_for_workers=False, timeout=TIMEOUT)
-    context = mp.start_processes(
-        _start_worker,
-        args=(function, args, places, host, store.port),
-        nprocs=len(places),
-        join=False,
-        start_method="spawn",
-    )
+    if len(places) == places[0].world:
+        host, store = "127.0.0.1", _local_store(int(port))
+    else:
+        store = dist.TCPStore(host, int(port), is_master=is_first_machine, wait_for_workers=False, timeout=TIMEOUT)
+    with _safe_path():
+        context = mp.start_processes(
+            _start_worker,
+            args=(function, args, places, host, store.port),
+            nprocs=len(places),
+            join=False,
+            start_method="spawn",
+        )
     try:
         with stop_signals():
             while not context.join():
@@ -105,6 +110,37 @@ def launch(
             print(error if isinstance(error, mp.ProcessRaisedException) else f"error: {text}", file=sys.stderr)
             raise SystemExit(1) from error
         raise RunError(text) from error
+
+
+def _local_store(port: int) -> dist.TCPStore:
+    """A store that only processes of this machine can reach; torch's own listens to every network without a password."""
+    listener = socket.create_server(("127.0.0.1", port))
+    port = listener.getsockname()[1]
+    os.environ.setdefault(
+        "GLOO_SOCKET_IFNAME", _loopback()
+    )  # the workers' own connections stay on this machine as well
+    return dist.TCPStore(
+        "127.0.0.1", port, is_master=True, wait_for_workers=False, timeout=TIMEOUT, master_listen_fd=listener.detach()
+    )
+
+
+def _loopback() -> str:
+    """The name of the network interface that does not leave this machine: ``lo``, on macOS ``lo0``."""
+    return next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), "lo")
+
+
+@contextlib.contextmanager
+def _safe_path() -> Iterator[None]:
+    """Python does not look for modules in the current folder while a process starts: a ``queue.py`` there is not run."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 def _start_worker(

@@ -10,7 +10,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Callable[[], None]]:
-    """SIGTERM stops as Ctrl-C does. Later signals of both kinds are ignored, so that the end can be recorded.
+    """SIGTERM and SIGHUP stop as Ctrl-C does. Later signals of these kinds are ignored, so that the end can be recorded.
 
     Yields:
         A function to call when the end has another reason: from then on all are ignored.
@@ -28,6 +28,9 @@ def stop_signals() -> Iterator[Callable[[], None]]:
             raise KeyboardInterrupt(*([f"stopped by {signal.Signals(number).name}"] if number != signal.SIGINT else []))
 
     numbers = [signal.SIGTERM]
+    hang_up = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hang_up is not None and signal.getsignal(hang_up) is signal.SIG_DFL:  # nohup ignores it
+        numbers.append(hang_up)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nohup and notebooks have their own
         numbers.append(signal.SIGINT)
     before: dict[signal.Signals, Any] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import socket
 import threading
@@ -66,6 +67,8 @@ class Team:
         self.world = dist.get_world_size()
         self.store = store
         self.members: list[tuple[int, str]] = gather((os.getpid(), socket.gethostname()))
+        parent = multiprocessing.parent_process()
+        self.parent = parent.pid if parent is not None else os.getppid()
 
     def agree(self, facts: Mapping[str, Any]) -> None:
         """Compare what each process is about to train.
@@ -108,7 +111,7 @@ class Team:
         """
         until = time.monotonic() + wait
         while True:
-            reason = read_reason(self.store)
+            reason = self.lost_parent() or read_reason(self.store)
             if reason is None:
                 gone = [rank for rank in range(self.world) if not self.is_there(rank)]
                 if gone:
@@ -118,6 +121,12 @@ class Team:
             if reason is not None or time.monotonic() >= until:
                 return reason
             time.sleep(0.1)
+
+    def lost_parent(self) -> str | None:
+        """That the process which started this one is gone, in words; None while it is there."""
+        if os.getppid() == self.parent:
+            return None
+        return f"the process that started the workers ({self.parent}) ended without a word: killed, by hand or for want of memory"
 
     def is_there(self, rank: int) -> bool:
         """False for a process of this machine that ended without `leave`; of other machines nothing can be seen."""
@@ -130,7 +139,7 @@ class Team:
 
     @contextlib.contextmanager
     def watch(self, on_loss: Callable[[str], None]) -> Iterator[None]:
-        """Watch the others from a thread; a process that hangs although one of them is lost is ended.
+        """Watch the others from a thread. It ends a process that hangs although another is lost, or whose parent is gone.
 
         Args:
             on_loss: called with the reason before the end.
@@ -140,7 +149,9 @@ class Team:
         def look() -> None:
             while not done.wait(1.0):
                 reason = self.lost()
-                if reason is not None and not done.wait(PATIENCE):
+                # A lost parent is seen here only; a lost partner makes the main thread fail, unless that hangs.
+                patience = 0.0 if self.lost_parent() else PATIENCE
+                if reason is not None and not done.wait(patience):
                     on_loss(reason)
                     os._exit(2)
 
