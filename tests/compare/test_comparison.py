@@ -286,6 +286,7 @@ def test_one_run_or_none_is_said_in_words(outputs, data, tmp_path, capsys):
     assert capsys.readouterr().err.startswith("error: None of these")
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_runs(data):
     """Ten runs more cost less than the detections of a single one: each run's are let go before the next one's are read."""
     truth = Truth(data)

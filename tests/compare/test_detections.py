@@ -64,6 +64,7 @@ def test_annotations_with_gaps_ids_crowds_and_a_class_without_boxes(truth, data,
     assert told.classes["never"] == -1
 
 
+@pytest.mark.slow
 def test_the_best_threshold_is_the_one_a_search_finds(truth, tmp_path):
     """Against counting hits and false alarms at every threshold, with torchvision's IoU and greedy matching."""
     import torch

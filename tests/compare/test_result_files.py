@@ -55,6 +55,7 @@ def told(files):
     return run(files, ("a", "same", "b"), files / "out", "--per-class")
 
 
+@pytest.mark.slow
 def test_the_fields_and_the_verdicts(told, files):
     groups = {group["label"]: group for group in told["groups"]}
     assert list(groups) == ["a", "same", "b"] and all(set(group) == FIELDS for group in told["groups"])
@@ -91,6 +92,7 @@ def test_the_numbers_are_those_of_pycocotools_and_of_the_bootstrap(told, files):
     assert group["se_images"] == pytest.approx((draws["b"] - draws["a"]).mean(axis=0).std(ddof=1), rel=0.01)
 
 
+@pytest.mark.slow
 def test_one_file_each_is_about_the_images_and_says_so(files, tmp_path, capsys):
     told = run(files, ("a", "b"), tmp_path / "out", seeds=1)
     group = told["groups"][1]
