@@ -12,7 +12,7 @@ from yolox_loss_patch.runs.record import COLUMNS, predictions_file, write_predic
 from yolox_loss_patch.specs.config import LossConfig
 from yolox_loss_patch.train.evaluator import coco_metrics
 
-script = load_script("benchmarks/check_verdict")
+script = load_script("benchmarks/verdict")
 make_truth, detect = script.make_truth, script.detect
 
 

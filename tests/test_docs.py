@@ -40,7 +40,13 @@ def missing(text):
 
 
 def test_what_is_named_is_there():
-    found = {str(path.relative_to(ROOT)): missing(path.read_text()) for path in files()}
+    # A benchmark may name the result that it writes, before somebody has run it.
+    found = {
+        str(path.relative_to(ROOT)): [
+            name for name in missing(path.read_text()) if name != f"benchmarks/{path.stem}.csv"
+        ]
+        for path in files()
+    }
     assert len(found) > 100
     assert not {path: names for path, names in found.items() if names}
 

@@ -1,6 +1,6 @@
 """How often the verdict of `compare` is wrong, and which differences it finds: seeds and images are drawn anew in every trial.
 
-    python benchmarks/check_verdict.py [--trials 2000] [--whole 200] [--out benchmarks/verdict.csv]
+    python benchmarks/verdict.py [--trials 2000] [--whole 200] [--out benchmarks/verdict.csv]
 
 Two parts. "variances": the AP of a run is drawn from a model with three variances: between seeds, between sets of images, and of
 what a seed does to one set of images and not to another. `SETS` holds them, as fitted to the kit's own runs. All of a table's
