@@ -19,6 +19,8 @@ import numpy as np
 from ..errors import DataError
 from .findings import ERROR, WARNING, Finding, some
 
+#: A class with fewer boxes is told.
+FEW_BOXES = 20
 # Part of a COCO file -> the keys that each of the entries needs. Images may lack a file_name in YOLOX; then it takes the id.
 _NEEDED = {
     "images": ("id", "file_name", "width", "height"),
@@ -99,8 +101,9 @@ def check_annotations(coco: Any, split: str, input_size: tuple[int, int]) -> tup
 
     Returns:
         Findings (errors and warnings), and facts as plain data: ``images``, ``boxes``, ``images_without_boxes``,
-        ``boxes_of_zero_size``, ``boxes_with_centre_outside``, ``categories`` (names by ascending ids),
-        ``category_ids``, ``boxes_per_category`` (by id), ``boxes_per_image`` (number of boxes -> number of images).
+        ``crowd_boxes``, ``boxes_by_size`` (small, medium, large), ``boxes_of_zero_size``, ``boxes_with_centre_outside``,
+        ``categories`` (names by ascending ids), ``category_ids``, ``boxes_per_category`` (by id), ``boxes_per_image``
+        (number of boxes -> number of images).
         The facts are empty where the structure is broken.
     """
     broken = list(_check_structure(coco, split))
@@ -301,6 +304,8 @@ def _check_boxes(coco: dict[str, Any], split: str, input_size: tuple[int, int]) 
                 "Correct them if they are wrong; YOLOX cuts them at the border in training, not in evaluation.",
             )
         )
+    if split == "train":
+        findings += _check_rare(categories, Counter(item["category_id"] for item in np.array(items, object)[~dropped]))
     kept = np.bincount(owner[~dropped], minlength=len(images))
     centres = boxes[:, :2] + boxes[:, 2:] / 2
     per_category = Counter(item["category_id"] for item, gone in zip(items, dropped, strict=True) if not gone)
@@ -318,6 +323,8 @@ def _check_boxes(coco: dict[str, Any], split: str, input_size: tuple[int, int]) 
         "images": len(images),
         "boxes": len(items),
         "boxes_kept": int((~dropped).sum()),
+        "crowd_boxes": int(crowd.sum()),
+        "boxes_by_size": _by_size(area[~dropped]),
         "images_without_boxes": empty,
         "boxes_of_zero_size": int((boxes[:, 2:] <= 0).any(1).sum()),
         "boxes_with_centre_outside": int(((centres < 0) | (centres > size)).any(1).sum()),
@@ -327,6 +334,25 @@ def _check_boxes(coco: dict[str, Any], split: str, input_size: tuple[int, int]) 
         "boxes_per_image": {str(boxes): count for boxes, count in sorted(Counter(kept.tolist()).items())},
     }
     return findings, facts
+
+
+def _by_size(area: np.ndarray) -> dict[str, int]:
+    """How many boxes are small, medium and large, by the areas of COCO's evaluation."""
+    small, large = area < 32**2, area >= 96**2
+    return {"small": int(small.sum()), "medium": int((~small & ~large).sum()), "large": int(large.sum())}
+
+
+def _check_rare(categories: list[dict[str, Any]], counts: Counter[int]) -> Iterator[Finding]:
+    """Classes with so few boxes that they are hardly learned, and that their AP is mostly chance."""
+    rare = [f"{item['name']} {counts[item['id']]}" for item in categories if 0 < counts[item["id"]] < FEW_BOXES]
+    if rare:
+        yield Finding(
+            WARNING,
+            "train",
+            f"{len(rare)} of {len(categories)} classes have fewer than {FEW_BOXES} boxes: {some(rare, 10)}",
+            "Annotate more. Until then loss_cls.class_weight inverse lets their boxes count more, and repeat_factor 0.01 "
+            "shows their images more often.",
+        )
 
 
 def _check_format(boxes: np.ndarray, size: np.ndarray, split: str) -> Iterator[Finding]:

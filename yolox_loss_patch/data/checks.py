@@ -200,6 +200,8 @@ def inspect_dataset(
 
 def _without_ignored(facts: dict[str, Any], coco_set: Any) -> dict[str, Any]:
     """The facts of an annotation file without the classes that its data set ignores, and what it ignores instead."""
+    if hasattr(coco_set, "repeat_factors"):
+        facts = {**facts, "repeated_images": int((coco_set.repeat_factors > 1).sum())}
     if hasattr(coco_set, "ignored_regions"):
         facts = {**facts, "ignored_regions": sum(coco_set.ignored_regions)}
     ignored = getattr(coco_set, "ignored_classes", ())
@@ -276,7 +278,9 @@ def check_dataset(dataset: Any, num_classes: int, split: str, may_be_empty: bool
             f"({facts['boxes_of_zero_size']} of zero size, {facts['boxes_with_centre_outside']} with the centre outside the "
             f"image), {len(facts['categories'])} categories{more}"
         )
-    return {key: value for key, value in facts.items() if key not in ("boxes_per_image", "boxes_per_category")}
+        per_class = zip(facts["categories"], facts["boxes_per_category"], strict=True)
+        logger.info(f"{split}: boxes per class: {some([f'{name} {count}' for name, count in per_class], 100)}")
+    return {key: value for key, value in facts.items() if key != "boxes_per_image"}
 
 
 def refuse(findings: list[Finding]) -> None:

@@ -84,6 +84,14 @@ def _data(exp: Any, split: str, annotation: str, make: Callable[[], Any], decode
             f"{facts['images']} images in {facts['image_folder']}, {facts['boxes']} boxes of {len(facts['categories'])} "
             "categories",
         )
+        sizes = ", ".join(f"{count} {size}" for size, count in facts["boxes_by_size"].items())
+        per_class = zip(facts["categories"], facts["boxes_per_category"], strict=True)
+        yield Finding(
+            OK,
+            split,
+            f"boxes by COCO's sizes: {sizes}; {facts['crowd_boxes']} crowds; {facts['images_without_boxes']} images without "
+            f"boxes; boxes per class: {some([f'{name} {count}' for name, count in per_class], 100)}",
+        )
     yield from findings
     if split == "val":
         yield from category_findings(exp, facts, split)
@@ -97,7 +105,6 @@ def _data(exp: Any, split: str, annotation: str, make: Callable[[], Any], decode
 _HEALTH = {
     "extreme_aspect_ratio": "Look whether they are drawn right.",
     "near_duplicate": "Take the doubles out; an object is counted twice.",
-    "low_instance_category": "Annotate more; the AP of these classes is mostly chance.",
 }
 
 

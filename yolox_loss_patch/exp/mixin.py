@@ -10,6 +10,7 @@ from loguru import logger
 
 from .. import wiring
 from ..data.ignored import IGNORE_KEYS, IgnoreSettings, ignore_in_evaluation, ignore_in_training
+from ..data.repeat import check_repeat_factor, repeat_images
 from ..errors import ConfigError, KitError
 from ..head import hosts
 from ..head.patch import patch_model, stage_of, unpatch_model
@@ -30,6 +31,8 @@ class LossExp:
             they cover as background.
         ignore_classes: names of categories whose annotations are such regions, as ``["ignored regions", "others"]`` of
             VisDrone; ``num_classes`` does not count them.
+        repeat_factor: the share of images below which a class counts as rare, such as 0.01: images with rare classes are
+            drawn more often, as in LVIS. None: every image once per epoch.
 
     A method ``loss_weights(self, assignment)`` of the experiment weighs the elements of each batch: it gets an
     `yolox_loss_patch.head.assign.Assignment` and returns a dict (or None) with any of ``label_weights`` ``(num_fg,)`` or
@@ -47,6 +50,7 @@ class LossExp:
     loss_assign: str = "auto"
     ignore_crowd: bool = False
     ignore_classes: Sequence[str] | None = None
+    repeat_factor: float | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -82,6 +86,9 @@ class LossExp:
         loader = super().get_data_loader(*args, **kwargs)  # type: ignore[misc]
         if ignored:
             ignore_in_training(loader.dataset, ignored)
+        threshold = check_repeat_factor(self.repeat_factor)
+        if threshold is not None:
+            repeat_images(loader, threshold)
         return loader
 
     def get_eval_loader(self, *args: Any, **kwargs: Any) -> Any:

@@ -84,7 +84,14 @@ def _module(node: ast.Call) -> str | None:
 
 
 # What the settings of a term have to be when only its module is swapped.
-_POSSIBLE = {"target": "hard", "sampler": None, "level_weights": None, "avg_factor": "num_fg", "reduction": "mean"}
+_POSSIBLE = {
+    "target": "hard",
+    "sampler": None,
+    "level_weights": None,
+    "class_weight": None,
+    "avg_factor": "num_fg",
+    "reduction": "mean",
+}
 
 
 def check(function: Callable[..., Any], config: LossConfig) -> None:
@@ -107,8 +114,14 @@ def check(function: Callable[..., Any], config: LossConfig) -> None:
     resolved = config.resolved()
     for term in asked:
         for spec in parts_of(resolved[term]):
-            wrong = [f"{key}={spec[key]!r}" for key, value in _POSSIBLE.items() if spec.get(key, value) != value]
-            unknown = [fact for fact in LOSSES.get(term, spec["type"]).wants if fact != "image_size"]
+            row = LOSSES.get(term, spec["type"])
+            # A knob of the loss itself, such as BCE's class_weight, goes with its module.
+            wrong = [
+                f"{key}={spec[key]!r}"
+                for key, value in _POSSIBLE.items()
+                if key not in row.knobs and spec.get(key, value) != value
+            ]
+            unknown = [fact for fact in row.wants if fact != "image_size"]
             if unknown and "avg_factor" in spec:
                 wrong.append(f"{spec['type']!r}, which asks for {', '.join(unknown)},")
             if "avg_factor" not in spec:

@@ -24,7 +24,7 @@ from .ignored import covered_by_regions, split_regions
 from .statistics import add_gradients, foreground_statistics
 from .targets import cls_targets, l1_targets, obj_targets, split_outputs
 from .terms import TermPart, term_parts, term_values
-from .weights import ElementWeights, obj_weights
+from .weights import ElementWeights, cls_weights, obj_weights
 
 
 class LossStage:
@@ -147,7 +147,12 @@ class LossStage:
             lambda part, target: obj_weights(part, assignment, obj_logits, target, weights.get("obj_weights"), facts),
         )
         classes = cls_targets(assignment, head.num_classes)
-        loss_cls = term("cls", cls_logits, lambda part: classes, lambda part, target: weights.get("label_weights"))
+        loss_cls = term(
+            "cls",
+            cls_logits,
+            lambda part: classes,
+            lambda part, target: cls_weights(part, target, weights.get("label_weights")),
+        )
         loss_l1: Tensor | float = 0.0
         offsets = None
         if head.use_l1:

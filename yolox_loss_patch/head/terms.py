@@ -8,7 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ..specs.build import check_numbers
 from ..specs.labels import label_of
+from ..specs.registry import LOSSES
 from ..specs.resolve import parts_of
 from .facts import BatchFacts
 from .sampler import OHEMSampler, RandomSampler, make_sampler
@@ -26,6 +28,7 @@ class TermPart:
         target: of the objectness term: ``hard`` or ``iou``.
         sampler: of the objectness term: which anchors the loss looks at; None: all.
         level_weights: of the objectness term: a factor per feature map; None: 1 for all.
+        class_weight: of the class term: a factor per class; None: 1 for all, or the loss has it itself.
     """
 
     label: str
@@ -35,6 +38,7 @@ class TermPart:
     target: str = "hard"
     sampler: RandomSampler | OHEMSampler | None = None
     level_weights: tuple[float, ...] | None = None
+    class_weight: tuple[float, ...] | None = None
 
 
 def term_parts(term: str, resolved: Any, module: Any) -> list[TermPart]:
@@ -51,6 +55,8 @@ def term_parts(term: str, resolved: Any, module: Any) -> list[TermPart]:
 
 
 def _part(term: str, spec: Mapping[str, Any], module: Any) -> TermPart:
+    class_weight = None if "class_weight" in LOSSES.get(term, spec["type"]).knobs else spec.get("class_weight")
+    check_numbers(term, "class_weight", class_weight)
     return TermPart(
         label_of(term, spec),
         module,
@@ -59,6 +65,7 @@ def _part(term: str, spec: Mapping[str, Any], module: Any) -> TermPart:
         spec.get("target", "hard"),
         make_sampler(spec.get("sampler")),
         spec.get("level_weights"),
+        class_weight,
     )
 
 

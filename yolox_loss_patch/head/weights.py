@@ -121,6 +121,30 @@ def obj_weights(
     return taken.view(-1, 1) if product is None else taken.view(-1, 1) * product
 
 
+def cls_weights(part: TermPart, targets: Tensor, weights: Tensor | None) -> Tensor | None:
+    """The weight of each class score of the foreground: of the experiment, and of the class.
+
+    Args:
+        part: the loss, with its weights by class.
+        targets: ``(num_fg, C)``.
+        weights: ``(num_fg,)`` or ``(num_fg, C)`` of the experiment, None without.
+
+    Returns:
+        ``(num_fg, C)`` or ``(num_fg,)``; None where every weight is 1.
+
+    Raises:
+        ConfigError: another number of weights than of classes.
+    """
+    if part.class_weight is None:
+        return weights
+    if len(part.class_weight) != targets.shape[1]:
+        raise ConfigError(
+            f"loss_cls: class_weight has {len(part.class_weight)} numbers, and the head has {targets.shape[1]} classes."
+        )
+    of_class = targets.new_tensor(part.class_weight).expand_as(targets)
+    return of_class if weights is None else of_class * weights.view(len(targets), -1)
+
+
 @torch.no_grad()
 def _element_loss(part: TermPart, logits: Tensor, targets: Tensor, weights: Tensor | None, facts: BatchFacts) -> Tensor:
     """How much each anchor costs, ``(B*A, 1)``, as it is trained."""

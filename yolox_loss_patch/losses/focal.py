@@ -97,7 +97,10 @@ def _factor(pred: Tensor, value: float | Sequence[float], knob: str) -> Tensor:
     source=_YOLOX,
     limits={
         "pos_weight": Limits(kind="factor_or_factors", words=f"a number at least 0, or {_PER_CLASS}"),
-        "class_weight": Limits(kind="factors", words=f"None, or {_PER_CLASS}"),
+        "class_weight": Limits(
+            kind="class_weight",
+            words=f"None, {_PER_CLASS}, 'inverse', or dict(type='effective_number', beta=0.999)",
+        ),
         "label_smoothing": Limits(low=0, high=1, open_high=True),
     },
 )

@@ -42,6 +42,19 @@ def _build(term: str, resolved: dict[str, Any]) -> nn.Module:
     return _of_kit(term, loss, resolved) if loss.from_kit else _of_user(term, loss, resolved)
 
 
+def check_numbers(term: str, key: str, value: Any) -> None:
+    """Refuse what only an experiment can make numbers of.
+
+    Raises:
+        ConfigError: numbers by class name or by the counts of boxes.
+    """
+    if isinstance(value, Mapping) or (key == "class_weight" and isinstance(value, str)):
+        raise ConfigError(
+            f"loss_{term}: {key} by the names of the classes or by their counts needs an experiment, whose annotation file "
+            f"has them; here write a list, one number per class. Got {value!r}."
+        )
+
+
 def _weight(value: Any) -> float | Schedule:
     return Schedule(value) if isinstance(value, Mapping) else float(value)
 
@@ -50,11 +63,7 @@ def _of_kit(term: str, loss: Loss, resolved: dict[str, Any]) -> nn.Module:
     name = resolved["type"]
     knobs = {key: resolved[key] for key in loss.knobs if key in resolved}
     for key, value in knobs.items():
-        if isinstance(value, Mapping):
-            raise ConfigError(
-                f"loss_{term}: {key} by the names of the classes needs an experiment, whose annotation file has them; "
-                f"here write a list, one number per class. Got {value!r}."
-            )
+        check_numbers(term, key, value)
     modifiers = {key: resolved[key] for key in MODIFIERS if key in resolved}
     kernel: Any
     if loss.power is None:
@@ -90,6 +99,8 @@ def _of_kit(term: str, loss: Loss, resolved: dict[str, Any]) -> nn.Module:
 
 def _of_user(term: str, loss: Loss, resolved: dict[str, Any]) -> nn.Module:
     knobs = {key: value for key, value in resolved.items() if key not in (*STAGE_KNOBS, "type")}
+    if "class_weight" not in loss.knobs:
+        knobs.pop("class_weight", None)
     weight = knobs.get("loss_weight", 1.0)
     if isinstance(weight, Mapping):
         knobs.pop("loss_weight")  # a schedule is the kit's; the class has its own default, which has to be 1

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..data.annotations import default_data_dir, read_class_names
-from ..errors import ConfigError
+from ..data.counts import class_counts, weights_by_count
+from ..data.ignored import IgnoreSettings
+from ..errors import ConfigError, DataError
 from .knobs import nearest
 from .labels import label_of
 from .registry import LOSSES, TERMS
@@ -162,15 +164,20 @@ _PER_CLASS = ("class_weight", "pos_weight", "alpha")
 
 
 def _with_class_numbers(exp: Any, spec: Any) -> Any:
-    """The spec of the class term with lists where it has numbers by class name, checked against the number of classes."""
+    """The spec of the class term with lists where it has numbers by class name or by count, one number per class."""
     parts = parts_of(resolve("cls", spec))
     changed = False
     for part in parts:
         row = LOSSES.get("cls", part["type"])
         for key in _PER_CLASS:
             numbers = part.get(key)
-            if not row.from_kit or not isinstance(numbers, (dict, tuple)):
+            # A user's class reads its own knobs.
+            is_kits = row.from_kit or key not in row.knobs
+            if not is_kits or not (isinstance(numbers, (dict, tuple)) or numbers == "inverse"):
                 continue
+            if numbers == "inverse" or (isinstance(numbers, dict) and numbers.get("type") == "effective_number"):
+                numbers = tuple(weights_by_count(numbers, _class_counts(exp)))
+                part[key], changed = list(numbers), True
             if isinstance(numbers, dict):
                 names = _class_names(exp)
                 for name in numbers:
@@ -179,7 +186,8 @@ def _with_class_numbers(exp: Any, spec: Any) -> Any:
                             f"loss_cls: {key}: there is no class {name!r}.{nearest(name, names)} The annotation file has: "
                             f"{', '.join(names)}."
                         )
-                default = row.knobs[key].default  # of a class that is not named; class_weight has none and means 1
+                # Of a class that is not named; class_weight has none and means 1, also where the loss stage carries it out.
+                default = row.knobs[key].default if key in row.knobs else None
                 numbers = tuple(numbers.get(name, 1.0 if default is None else default) for name in names)
                 part[key], changed = list(numbers), True
             if len(numbers) != exp.num_classes:
@@ -191,12 +199,24 @@ def _with_class_numbers(exp: Any, spec: Any) -> Any:
     return parts if len(parts) > 1 else parts[0]
 
 
+def _class_counts(exp: Any) -> list[int]:
+    """Boxes per class in the order of their numbers, from the experiment's annotation file."""
+    try:
+        return list(class_counts(exp).values())
+    except (OSError, DataError) as error:
+        raise ConfigError(
+            "loss_cls has weights by the counts of boxes, which stand in the annotation file (COCO format), which cannot "
+            f"be read: {error}. Set data_dir and train_ann, or write the weights as a list, one number per class."
+        ) from error
+
+
 def _class_names(exp: Any) -> list[str]:
     """The names of the classes in the order of their numbers, from the experiment's annotation file."""
     folder = getattr(exp, "data_dir", None) or default_data_dir()
     path = os.path.join(folder, "annotations", str(getattr(exp, "train_ann", "")))
     try:
-        return read_class_names(path, os.path.getmtime(path))
+        names = read_class_names(path, os.path.getmtime(path))
+        return [name for name in names if name not in IgnoreSettings.from_exp(exp).classes]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             "loss_cls has weights by class name, and the names stand in the annotation file (COCO format), which cannot "

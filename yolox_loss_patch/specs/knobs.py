@@ -273,9 +273,37 @@ def sampler(value: Any) -> dict[str, Any] | None:
     return {"type": name, **checked}
 
 
+_BETA = Knob(0.999, low=0, high=1, open_high=True)
+
+
+def class_weight(value: Any) -> Any:
+    """Factors per class, or how they follow from the counts of boxes; ValueError for anything else.
+
+    Raises:
+        ConfigError: a knob of ``effective_number`` that is not allowed.
+    """
+    if value == "inverse":
+        return value
+    if not isinstance(value, Mapping) or value.get("type") != "effective_number":
+        return factors(value)
+    for key in value:
+        if key not in ("type", "beta"):
+            raise ConfigError(f"class_weight: effective_number has no knob {key!r}. It has: beta.")
+    beta = _BETA.check("class_weight: beta of effective_number", value.get("beta", _BETA.default))
+    return {"type": "effective_number", "beta": beta}
+
+
+CLASS_WEIGHT = Knob(
+    None,
+    parse=class_weight,
+    words="None, a list of numbers at least 0, one per class, or a dict from class names to such numbers, 'inverse', or "
+    "dict(type='effective_number', beta=0.999)",
+)
+
+
 #: `losses.row.Limits.kind` -> the parser of such a knob.
 PARSERS: dict[str, Callable[[Any], Any]] = {
-    "factors": factors,
+    "class_weight": class_weight,
     "factor_or_factors": factor_or_factors,
     "size": size,
     "length_or_mean": length_or_mean,

@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from ..losses import focal
 from . import text
 from .catalogue import MODIFIERS, Loss
-from .knobs import Knob, first_epoch, nearest, sampler, weight, weights_by_level
+from .knobs import CLASS_WEIGHT, Knob, first_epoch, nearest, sampler, weight, weights_by_level
 from .mmdet import MMDET, MMYOLO_IOU, REFUSED
 from .plain import plain
 from .registry import LOSSES, Registry, check_term
@@ -85,6 +85,8 @@ def stage_knobs(term: str, loss: Loss) -> dict[str, Knob]:
         knobs["avg_factor"] = _AVG_FACTOR
     if term == "obj":
         knobs.update(target=Knob(loss.targets[0], choices=loss.targets), sampler=_SAMPLER, level_weights=_LEVEL_WEIGHTS)
+    if term == "cls" and "class_weight" not in loss.knobs:
+        knobs["class_weight"] = CLASS_WEIGHT
     if term == "l1":
         knobs["start_epoch"] = _START_EPOCH
     return knobs
@@ -260,7 +262,7 @@ def _resolve_part(term: str, spec: Mapping[str, Any], registry: Registry) -> dic
         )
     if resolved.get("calibrated"):
         for key in _PER_CLASS:
-            if isinstance(resolved.get(key), (tuple, dict)):
+            if key in loss.knobs and isinstance(resolved.get(key), (tuple, dict)):
                 raise ConfigError(
                     f"loss_{term}: {name!r} cannot be calibrated with {key} per class: its curve would differ from class to "
                     "class. Give one number, or leave calibrated out."
