@@ -255,3 +255,9 @@ def test_a_test_uses_public_names_or_says_why():
 )
 def test_a_private_name_is_found(line, found):
     assert private_names(line) == found
+
+
+def test_test_files_have_different_names():
+    """Pytest imports them by their bare names, and two of one name only fail where both are collected."""
+    names = [path.name for path in TESTS.rglob("test_*.py")]
+    assert len(names) == len(set(names))
