@@ -58,7 +58,7 @@ def times():
     """Group of a comparison -> time of the loss stage against that of the YOLOX it patches."""
     with (ROOT / "benchmarks" / "stage.csv").open(newline="") as file:
         found = [row for row in csv.DictReader(file) if row["boxes"] == "20" and row["host"].startswith("yolox 0.3.0")]
-    return {row["losses"].removeprefix("loss_").replace("=", " "): row["ratio"] for row in found}
+    return {row["losses"].removeprefix("loss_").replace("=", " ", 1): row["ratio"] for row in found}
 
 
 def comparison(folder):

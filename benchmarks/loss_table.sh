@@ -28,15 +28,17 @@ dry=no
 
 POWER_1=giou,siou,focal_eiou,mpdiou,piou,diou,ciou,eiou,shape_iou,wiou
 POWER_1+=,inner_iou,inner_giou,inner_diou,inner_ciou,inner_eiou,inner_siou
-OTHERS=alpha_iou,alpha_giou,alpha_diou,alpha_ciou,alpha_eiou,nwd
-SETS=ghmc,dice,tversky,dice_focal
+OTHERS="alpha_iou,alpha_giou,alpha_diou,alpha_ciou,alpha_eiou,iou+nwd(constant='mean')"
+SETS=bce+0.2*ghmc,bce+dice,bce+tversky,bce+dice_focal
+CALIBRATED_OBJ="focal(calibrated=True),varifocal(calibrated=True, target='hard'),quality_focal(calibrated=True, target='hard')"
+CALIBRATED_CLS='focal(calibrated=True),varifocal(calibrated=True),quality_focal(calibrated=True)'
 OFFSETS=smooth_l1,l2,balanced_l1
 IOU_TARGET="{'type':'bce','target':'iou'}"
 BOX_WEIGHT="{'type':'iou','loss_weight':2.0}"
 EARLY_L1="{'type':'l1','start_epoch':1}"
 
-# The formulas as published, of losses by name.
-bare() { sed -E "s/[a-z_]+/{'type':'&','preset':'paper'}/g" <<< "$1"; }
+# Each box times 2 IoU, of losses by name.
+by_overlap() { sed -E "s/[a-z_]+/&(by_overlap=True)/g" <<< "$1"; }
 
 # EXP, SEEDS, and what else sweep takes. Overrides (key value) come last.
 sweep() {
@@ -71,22 +73,22 @@ catalogue() {
 train_bccd_finetune() {
     bccd_start
     sweep bccd_finetune 0,1,2,3,4 -c $BCCD_START --set "loss_obj=bce,$IOU_TARGET"
-    catalogue bccd_finetune $BCCD_START "$(bare $POWER_1)"
-    sweep bccd_finetune 3 -c $BCCD_START --set "loss_iou=$(bare giou)"
+    catalogue bccd_finetune $BCCD_START $POWER_1
+    sweep bccd_finetune 3 -c $BCCD_START --set loss_iou=giou
     sweep bccd_finetune 0 -c $BCCD_START --set "loss_l1=$EARLY_L1"
 }
 
 train_bccd_catalogue() {
     bccd_start
-    catalogue bccd_finetune $BCCD_START iou,$POWER_1 exp_name bccd_catalogue
+    catalogue bccd_finetune $BCCD_START "iou,$(by_overlap $POWER_1)" exp_name bccd_catalogue
     sweep bccd_finetune 3,4 -c $BCCD_START --set loss_iou=iou exp_name bccd_catalogue
-    sweep bccd_finetune 3,4 -c $BCCD_START --set loss_cls=dice,tversky exp_name bccd_catalogue
+    sweep bccd_finetune 3,4 -c $BCCD_START --set loss_cls=bce+dice,bce+tversky exp_name bccd_catalogue
 }
 
 train_digits_finetune() {
     digits_start
     sweep digits_finetune 0,1,2,3,4,5,6,7,8,9 -c $DIGITS_START --set "loss_obj=bce,$IOU_TARGET"
-    catalogue digits_finetune $DIGITS_START "$(bare $POWER_1)"
+    catalogue digits_finetune $DIGITS_START $POWER_1
     sweep digits_finetune 0,1,2,3,4 -c $DIGITS_START --set "loss_l1=$EARLY_L1"
     sweep digits_finetune 0 -c $DIGITS_START --set "loss_l1={'type':'l1','start_epoch':1,'loss_weight':3.0}"
     sweep digits_finetune 0 -c $DIGITS_START --set "loss_iou=$BOX_WEIGHT"
@@ -94,22 +96,22 @@ train_digits_finetune() {
 
 train_digits_catalogue() {
     digits_start
-    catalogue digits_finetune $DIGITS_START iou,$POWER_1 exp_name digits_catalogue
+    catalogue digits_finetune $DIGITS_START "iou,$(by_overlap $POWER_1)" exp_name digits_catalogue
     sweep digits_finetune 3,4 -c $DIGITS_START --set loss_iou=iou exp_name digits_catalogue
 }
 
 train_digits_scores() {
     digits_start
-    sweep digits_finetune 0,1,2,3,4 -c $DIGITS_START --set loss_obj=bce,varifocal exp_name digits_scores
-    sweep digits_finetune 0,1,2 -c $DIGITS_START --set loss_obj=focal,quality_focal exp_name digits_scores
-    sweep digits_finetune 0,1,2,3,4 -c $DIGITS_START --set loss_cls=quality_focal exp_name digits_scores
-    sweep digits_finetune 0,1,2 -c $DIGITS_START --set loss_cls=focal,varifocal exp_name digits_scores
+    sweep digits_finetune 0,1,2,3,4 -c $DIGITS_START --set "loss_obj=bce,varifocal(calibrated=True, target='hard')" exp_name digits_scores
+    sweep digits_finetune 0,1,2 -c $DIGITS_START --set "loss_obj=$CALIBRATED_OBJ" exp_name digits_scores
+    sweep digits_finetune 0,1,2,3,4 -c $DIGITS_START --set 'loss_cls=quality_focal(calibrated=True)' exp_name digits_scores
+    sweep digits_finetune 0,1,2 -c $DIGITS_START --set "loss_cls=$CALIBRATED_CLS" exp_name digits_scores
 }
 
 train_bccd_scores() {
     bccd_start
-    sweep bccd_finetune 0,1,2 -c $BCCD_START --set loss_obj=bce,focal,varifocal,quality_focal exp_name bccd_scores
-    sweep bccd_finetune 0,1,2 -c $BCCD_START --set loss_cls=focal,varifocal,quality_focal exp_name bccd_scores
+    sweep bccd_finetune 0,1,2 -c $BCCD_START --set "loss_obj=bce,$CALIBRATED_OBJ" exp_name bccd_scores
+    sweep bccd_finetune 0,1,2 -c $BCCD_START --set "loss_cls=$CALIBRATED_CLS" exp_name bccd_scores
 }
 
 train_digits_newcls() {
@@ -152,40 +154,41 @@ train_bccd_one() {
 train_bccd() {
     blood_cells
     sweep bccd_nano 0,1,2,3,4 --set loss_obj=bce
-    sweep bccd_nano 0,1,2 --set "loss_obj=$(bare focal,varifocal)"
-    sweep bccd_nano 0,1,2 --set "loss_iou=$(bare ciou)"
-    sweep bccd_nano 0,1 --set "loss_iou={'type':'ciou','preset':'paper','loss_weight':2.0},$BOX_WEIGHT,alpha_ciou,$(bare eiou,shape_iou,piou)"
-    sweep bccd_nano 0 --set "loss_iou={'type':'iou','mode':'log'},nwd,$(bare nwd,wiou,mpdiou,focal_eiou)"
-    sweep bccd_nano 0 --set "loss_obj=dice,ghmc,$IOU_TARGET"
+    sweep bccd_nano 0,1,2 --set loss_obj=focal,varifocal
+    sweep bccd_nano 0,1,2 --set loss_iou=ciou
+    sweep bccd_nano 0,1 --set "loss_iou=2*ciou,$BOX_WEIGHT,alpha_ciou,eiou,shape_iou,piou"
+    sweep bccd_nano 0 --set "loss_iou={'type':'iou','mode':'log'},iou+nwd(constant='mean'),nwd,wiou,mpdiou,focal_eiou"
+    sweep bccd_nano 0 --set "loss_obj=bce+dice,bce+0.2*ghmc,$IOU_TARGET"
     sweep bccd_nano 0,1,2,3,4 --set "loss_l1=$EARLY_L1"
 }
 
 train_digits() {
     digits
     sweep digits_stock 0,1,2,3,4 --set loss_obj=bce
-    sweep digits_stock 0,1,2 --set "loss_obj=$(bare focal)"
-    sweep digits_stock 1,2,3,4 --set loss_obj=dice
-    sweep digits_stock 0 --set loss_obj=tversky,dice_focal,ghmc
+    sweep digits_stock 0,1,2 --set loss_obj=focal
+    sweep digits_stock 1,2,3,4 --set loss_obj=bce+dice
+    sweep digits_stock 0 --set loss_obj=bce+tversky,bce+dice_focal,bce+0.2*ghmc
     sweep digits_stock 0,1 --set "loss_l1=$EARLY_L1"
     sweep digits_stock 0,1 --set "loss_cls={'type':'bce','loss_weight':3.0}"
-    sweep digits_stock 0 --set loss_cls=dice,ghmc
-    sweep digits_stock 0 --set loss_iou=nwd
+    sweep digits_stock 0 --set loss_cls=bce+dice,bce+0.2*ghmc
+    sweep digits_stock 0 --set "loss_iou=iou+nwd(constant='mean')"
 }
 
 train_bccd_scratch() {
     blood_cells
-    sweep bccd_nano 0,1,2 --set loss_obj=bce,focal,varifocal exp_name bccd_scratch
-    sweep bccd_nano 0 --set "loss_obj=$(bare focal)" exp_name bccd_scratch
+    sweep bccd_nano 0,1,2 --set "loss_obj=bce,focal(calibrated=True),varifocal(calibrated=True, target='hard')" exp_name bccd_scratch
+    sweep bccd_nano 0 --set loss_obj=focal exp_name bccd_scratch
 }
 
 train_digits_scratch() {
     digits
-    sweep digits_stock 0 --set "loss_iou=iou,giou,ciou,mpdiou,piou,wiou,$(bare giou,ciou,mpdiou)" exp_name digits_scratch
+    sweep digits_stock 0 --set "loss_iou=iou,$(by_overlap giou,ciou,mpdiou,piou,wiou),giou,ciou,mpdiou" exp_name digits_scratch
 }
 
 train_digits_pair() {
     digits
-    sweep digits_stock 0,1,2 --set loss_obj=bce,varifocal --set loss_iou=iou,ciou exp_name digits_pair
+    sweep digits_stock 0,1,2 --set "loss_obj=bce,varifocal(calibrated=True, target='hard')" \
+        --set "loss_iou=iou,ciou(by_overlap=True)" exp_name digits_pair
 }
 
 # What is committed of a set: the rows of its runs and of its comparison.

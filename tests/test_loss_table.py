@@ -62,7 +62,7 @@ def test_the_table_says_what_the_runs_ended_with(folder):
             with path.open(newline="") as file:
                 ends.setdefault(name, []).append(float(list(csv.DictReader(file))[-1]["AP"]))
     stock, ours = (sum(values) / len(values) for values in ends.values())
-    (row,) = [line for line in loss_table.rows(loss_table.comparison(folder)) if line[0] == "obj bce (target=iou)"]
+    (row,) = [line for line in loss_table.rows(loss_table.comparison(folder)) if line[0] == "obj bce(target='iou')"]
     assert (
         row[1] == str(len(ends["obj_bce"])) and row[2].startswith(f"{ours:.3f} ±") and row[3] == f"{ours - stock:+.3f}"
     )
