@@ -231,8 +231,9 @@ def planned_trainings(
         raise RunError("\n  ".join([
             "These folders hold other runs. Choose other names with -expn NAME, or remove the folders.", *wrong
         ]))  # fmt: skip
-    for exp in data_sets.values():
-        preflight(copy.copy(exp))
+    if not options.dry_run:  # the commands may be for another machine, where the data are
+        for exp in data_sets.values():
+            preflight(copy.copy(exp))
     return runs, Path(common.output_dir) / f"{stem}-sweep"
 
 
