@@ -1,26 +1,13 @@
 """What the loss stage asks of an accelerator: how many operators it starts, how often it waits, how much memory it takes."""
 
-import importlib.util
-import sys
-
 import pytest
 import torch
-from conftest import ROOT, make_head
+from conftest import load_script, make_head
 
 import yolox_loss_patch as ylp
 from yolox_loss_patch.head.assign import RULE_0_3_0, dense, fast_assign
 
-
-def _load():
-    path = ROOT / "benchmarks" / "launches.py"
-    spec = importlib.util.spec_from_file_location("launches", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["launches"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-launches = _load()
+launches = load_script("benchmarks/launches")
 stage = launches.stage_benchmark()
 
 

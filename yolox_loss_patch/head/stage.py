@@ -18,7 +18,7 @@ from ..specs.config import LossConfig
 from ..specs.registry import TERMS
 from ..specs.resolve import parts_of
 from . import hosts
-from .assign import Assignment, Rule, fast_assign, host_assign
+from .assign import Assignment, AssignmentProof, Rule, fast_assign, host_assign, needs_proof
 from .facts import BatchFacts
 from .ignored import covered_by_regions, split_regions
 from .statistics import add_gradients, foreground_statistics
@@ -45,6 +45,7 @@ class LossStage:
         part_values: of the last batch: the value of each part of a sum, by term and label.
         element_weights: the experiment's weights of the elements, None without.
         ignores_regions: whether labels of class -1 are ignored regions; else there are none.
+        proof: on an accelerator, whether the fast label assignment gave the host's matches in the first batches.
         l1_is_scheduled: whether the trainer turns the L1 term on in the epoch of ``start_epoch``.
         collect: whether to fill ``stats`` and ``gradients``.
         stats: of the last batch, see `foreground_statistics`.
@@ -71,6 +72,7 @@ class LossStage:
         self.part_values: dict[str, Tensor] = {}
         self.stats: dict[str, Tensor | int] = {}
         self.gradients: dict[str, Tensor] = {}
+        self.proof = AssignmentProof()
         self._warned_of_assignment = False
 
     def get_losses(
@@ -169,15 +171,24 @@ class LossStage:
         matched_per_box = max(assignment.num_fg, 1) / max(assignment.num_gt, 1)
         return loss, loss_iou, loss_obj, loss_cls, loss_l1, matched_per_box
 
-    def running_state(self) -> dict[str, dict[str, Tensor]]:
-        """What the losses have learnt from the batches so far (a running mean), by term, for a resume file."""
-        states = {term: loss.running_state() for term, loss in self.losses.items() if hasattr(loss, "running_state")}
-        return {term: state for term, state in states.items() if state}
+    def running_state(self) -> dict[str, dict[str, Any]]:
+        """What the batches so far have taught, for a resume file.
 
-    def load_running_state(self, states: Mapping[str, dict[str, Tensor]]) -> None:
+        Returns:
+            Term -> the state of its loss (a running mean), for the losses that have one; and under ``assignment`` the
+            proof of the fast label assignment, where there is one.
+        """
+        states = {term: loss.running_state() for term, loss in self.losses.items() if hasattr(loss, "running_state")}
+        states["assignment"] = self.proof.to_dict()
+        return {name: state for name, state in states.items() if state}
+
+    def load_running_state(self, states: Mapping[str, dict[str, Any]]) -> None:
         """Go on from a `running_state` of the same losses."""
-        for term, state in states.items():
-            self.losses[term].load_running_state(state)
+        for name, state in states.items():
+            if name == "assignment":
+                self.proof.load(state)
+            else:
+                self.losses[name].load_running_state(state)
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the epoch, counted from 1, to the losses whose ``loss_weight`` is a schedule."""
@@ -228,20 +239,23 @@ class LossStage:
             "y_shifts": grid[1:2],
             "expanded_strides": grid[2:],
         }
-        rule = self._rule(type(head), outputs.device)
+        rule = self._rule(type(head))
         try:
-            return host_assign(head, imgs=imgs, **scene) if rule is None else fast_assign(rule=rule, **scene)
+            if rule is None:
+                return host_assign(head, imgs=imgs, **scene)
+            if self.config.loss_assign == "auto" and needs_proof(outputs.device):
+                # There near ties could go another way than the host's: "nothing changes until you ask".
+                return self.proof.assign(head, rule, imgs, scene)
+            return fast_assign(rule=rule, **scene)
         except (RuntimeError, IndexError) as error:
             bad = non_finite(outputs)
             if bad is None:
                 raise
             raise bad from error
 
-    def _rule(self, head_class: Any, device: torch.device) -> Rule | None:
+    def _rule(self, head_class: Any) -> Rule | None:
         """The rule for the kit's assigner, None for the host's."""
-        wanted = self.config.loss_assign
-        # On a GPU near ties may go another way than the host's, which would break "nothing changes until you ask".
-        if wanted == "host" or (wanted == "auto" and device.type != "cpu"):
+        if self.config.loss_assign == "host":
             return None
         rule = hosts.assignment_rule(head_class)
         if rule is None and not self._warned_of_assignment:

@@ -5,6 +5,16 @@
 
 from .fast import fast_assign
 from .host import host_assign
+from .proof import AssignmentProof, needs_proof
 from .rule import RULE_0_3_0, RULE_MAIN, Assignment, Rule
 
-__all__ = ["RULE_0_3_0", "RULE_MAIN", "Assignment", "Rule", "fast_assign", "host_assign"]
+__all__ = [
+    "RULE_0_3_0",
+    "RULE_MAIN",
+    "Assignment",
+    "AssignmentProof",
+    "Rule",
+    "fast_assign",
+    "host_assign",
+    "needs_proof",
+]

@@ -50,21 +50,47 @@ def fast_assign(
         ValueError: on a CPU, the labels hold a class that the head does not have.
     """
     with torch.autocast(device_type=bbox_preds.device.type, enabled=False):
-        dtype = torch.float64 if bbox_preds.dtype == torch.float64 else torch.float32
-        scene = Scene(
-            boxes=bbox_preds.detach().flatten(0, 1),
-            obj=obj_preds.detach().flatten(),
-            cls=cls_preds.detach().flatten(0, 1),
+        scene = make_scene(
+            bbox_preds=bbox_preds,
+            obj_preds=obj_preds,
+            cls_preds=cls_preds,
             labels=labels,
-            x=x_shifts[0].to(dtype),
-            y=y_shifts[0].to(dtype),
-            stride=expanded_strides[0].to(dtype),
+            x_shifts=x_shifts,
+            y_shifts=y_shifts,
+            expanded_strides=expanded_strides,
             rule=rule,
-            dtype=dtype,
-            batch=bbox_preds.shape[0],
-            anchors=bbox_preds.shape[1],
-            budget=memory_budget,
+            memory_budget=memory_budget,
         )
         # Without whole grids of anchors there are no windows to look in.
         levels = find_levels(scene) if bbox_preds.device.type == "cpu" else None
         return assign_dense(scene) if levels is None else assign_sparse(scene, levels)
+
+
+def make_scene(
+    *,
+    bbox_preds: Tensor,
+    obj_preds: Tensor,
+    cls_preds: Tensor,
+    labels: Tensor,
+    x_shifts: Tensor,
+    y_shifts: Tensor,
+    expanded_strides: Tensor,
+    rule: Rule,
+    memory_budget: int = DEFAULT_MEMORY_BUDGET,
+) -> Scene:
+    """The arguments of `fast_assign`, detached, as its two ways use them."""
+    dtype = torch.float64 if bbox_preds.dtype == torch.float64 else torch.float32
+    return Scene(
+        boxes=bbox_preds.detach().flatten(0, 1),
+        obj=obj_preds.detach().flatten(),
+        cls=cls_preds.detach().flatten(0, 1),
+        labels=labels,
+        x=x_shifts[0].to(dtype),
+        y=y_shifts[0].to(dtype),
+        stride=expanded_strides[0].to(dtype),
+        rule=rule,
+        dtype=dtype,
+        batch=bbox_preds.shape[0],
+        anchors=bbox_preds.shape[1],
+        budget=memory_budget,
+    )
