@@ -4,6 +4,7 @@ The logic runs on a CPU here, with the accelerator's way forced.
 """
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from yolox_loss_patch.head.assign import dense, fast, proof
 from yolox_loss_patch.head.assign.fast import make_scene
 from yolox_loss_patch.head.assign.rounding import within_rounding
 from yolox_loss_patch.head.hosts import assignment_rule
+from yolox_loss_patch.train.status import RunStatus
 
 random_images = load_script("benchmarks/assign_equality")
 
@@ -243,3 +245,12 @@ def test_who_asks_for_one_gets_it_without_a_proof(monkeypatch, assign, expected)
 def test_a_cpu_needs_no_proof():
     assert not proof.needs_proof(torch.device("cpu"))
     assert proof.needs_proof(torch.device("cuda")) and proof.needs_proof(torch.device("mps"))
+
+
+def test_the_answer_stands_in_the_run_record():
+    updates = []
+    status = SimpleNamespace(record=SimpleNamespace(update=lambda **values: updates.append(values)))
+    RunStatus.note_progress(status, 3, 0.5, {})
+    RunStatus.note_progress(status, 4, 0.5, {"answer": "fast", "batches": 20})
+    assert updates[0] == {"epochs_done": 3, "best_ap": 0.5}
+    assert updates[1]["assignment"] == {"answer": "fast", "batches": 20}

@@ -30,8 +30,8 @@ class LossConfig:
     Args:
         loss_obj, loss_cls, loss_iou, loss_l1: a name, a dict with ``type`` and knobs, a list of these, or ``bce+0.5*dice``.
         loss_assign: ``fast``, the kit's label assignment, which gives the matches of a known host (an unknown host's
-            own is used instead); ``host``, the host's own; ``auto``, fast where it is proven to give the host's bits,
-            which is on the CPU, else host.
+            own is used instead); ``host``, the host's own; ``auto``, fast where it gives the host's matches: on a CPU it
+            does to the bit, on an accelerator the first batches of a training show it.
 
     Raises:
         ConfigError: a spec that cannot be.

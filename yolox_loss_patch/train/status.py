@@ -239,10 +239,17 @@ class RunStatus:
         if self.record is not None:
             self.record.add_epoch(row)
 
-    def note_progress(self, epochs_done: int, best_ap: float) -> None:
-        """Write how far the run is, after its checkpoint."""
+    def note_progress(self, epochs_done: int, best_ap: float, assignment: Mapping[str, Any]) -> None:
+        """Write how far the run is, after its checkpoint.
+
+        Args:
+            epochs_done: how many epochs.
+            best_ap: the best AP so far, in [0, 1].
+            assignment: on an accelerator, what the proof of the fast label assignment found; else empty.
+        """
         if self.record is not None:
-            self.record.update(epochs_done=epochs_done, best_ap=best_ap)
+            proof = {"assignment": dict(assignment)} if assignment else {}
+            self.record.update(epochs_done=epochs_done, best_ap=best_ap, **proof)
 
     # -----------------------------------------------------------------------------------------------------------------
     # The end.

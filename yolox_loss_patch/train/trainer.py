@@ -227,7 +227,8 @@ class Trainer(HostTrainer):
         self.status.note_epoch(row)
         if self.rank == 0:
             self.save(evaluated=is_due, is_best=is_best)
-        self.status.note_progress(epochs_done=self.epoch + 1, best_ap=self.best_ap)
+        proof = self.stage.proof.to_dict()
+        self.status.note_progress(epochs_done=self.epoch + 1, best_ap=self.best_ap, assignment=proof)
 
     def evaluate(self, row: dict[str, float | None]) -> bool:
         """AP of the EMA weights, or of the model's, into the row; whether it is the best so far."""
