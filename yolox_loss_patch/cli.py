@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from .specs.catalogue import Loss
 
 _DEVICE = "auto (CUDA, else MPS, else CPU), cpu, cuda or mps"
-_PROFILE = "log the share of the loss stage in a step"
+_TRAIN_SWITCHES = {
+    "profile": "log the share of the loss stage in a step",
+    "no-val-loss": "do not measure the losses on the validation images",
+}
 
 # Extra of the distribution -> the modules that it brings; a test holds this table and pyproject.toml together.
 EXTRAS = {
@@ -107,7 +110,7 @@ def _host_parser(tool: str, words: list[str], verb: str | None = None, **switche
 
 def _run_train(words: list[str]) -> None:
     # Before the import below, which needs YOLOX.
-    args = _host_parser("train", words, profile=_PROFILE)
+    args = _host_parser("train", words, **_TRAIN_SWITCHES)
     from .compare.training import after_training
     from .train.start import run
 
@@ -133,7 +136,7 @@ def _run_sweep(words: list[str]) -> None:
     from .sweep.schedule import sweep
 
     options, rest = parser().parse_known_args(words)
-    args = _host_parser("train", rest, verb="sweep", profile=_PROFILE)
+    args = _host_parser("train", rest, verb="sweep", **_TRAIN_SWITCHES)
     sweep(options, args, rest[: len(rest) - len(args.opts)])
 
 

@@ -20,9 +20,14 @@ RUN, METRICS, PREDICTIONS = "run.json", "metrics.csv", "predictions"
 
 LOSS_COLUMNS = ("total_loss", "iou_loss", "conf_loss", "cls_loss", "l1_loss")
 AP_COLUMNS = ("AP", "AP50", "AP75", "AP90", "AP_small", "AP_medium", "AP_large", "AR")
+# The loss on the validation images, without L1: with the trained losses, and with YOLOX's own.
+VALIDATION_COLUMNS = tuple(
+    f"{kind}_{name}" for kind in ("val", "val_stock") for name in ("total_loss", "conf_loss", "cls_loss", "iou_loss")
+)
 GRADIENT_COLUMNS = ("grad_box", "grad_obj_fg", "grad_obj_bg", "grad_cls", "grad_l1")
 COLUMNS = (
-    "epoch", *AP_COLUMNS, *LOSS_COLUMNS, "fg_iou", "obj_fg", "obj_bg", *GRADIENT_COLUMNS, "lr", "seconds", "memory_mib"
+    "epoch", *AP_COLUMNS, *LOSS_COLUMNS, *VALIDATION_COLUMNS, "fg_iou", "obj_fg", "obj_bg", *GRADIENT_COLUMNS,
+    "lr", "seconds", "memory_mib"
 )  # fmt: skip
 
 

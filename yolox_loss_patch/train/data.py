@@ -97,12 +97,17 @@ class TrainingData:
         )
         return Prefetcher(loader, self.compute.device)
 
-    def keep_predictions(self, folder: Path, epoch: int) -> dict[str, float]:
-        """Write what the evaluation after this epoch detected; returns the metrics, none of an evaluator of the user."""
+    def measure_losses_of(self, stage: Any) -> None:
+        """Measure this stage's losses in the next evaluation too; none where it is None."""
+        if isinstance(self.evaluator, Evaluator):
+            self.evaluator.stage = stage
+
+    def keep_predictions(self, folder: Path, epoch: int) -> dict[str, float | None]:
+        """Write what the evaluation after this epoch detected; returns what was measured, nothing by another evaluator."""
         if not isinstance(self.evaluator, Evaluator):
             return {}
         write_predictions(predictions_file(folder, epoch), self.evaluator.predictions)
-        return self.evaluator.metrics
+        return {**self.evaluator.metrics, **self.evaluator.losses}
 
     def files(self, ids: list[int]) -> str:
         """The files of these image ids, for a message."""

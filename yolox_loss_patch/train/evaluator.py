@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from ..head import hosts
 from ..runs.record import AP_COLUMNS
+from .validation_loss import ValidationLoss
 
 
 def coco_metrics(truth: Any, predictions: list[dict[str, Any]]) -> tuple[dict[str, float], str]:
@@ -61,7 +62,10 @@ class Evaluator:
         host: the evaluator of the experiment; its loader, sizes and thresholds are used.
         device: where the model is.
 
-    After `evaluate`: ``metrics`` and ``predictions`` (on rank 0).
+    After `evaluate`: ``metrics`` and ``predictions`` (on rank 0), and ``losses`` where ``stage`` is set.
+
+    Attributes:
+        stage: the loss stage in training, whose losses are measured on the validation images too; None: they are not.
     """
 
     def __init__(self, host: Any, device: torch.device) -> None:
@@ -69,6 +73,8 @@ class Evaluator:
         self.device = device
         self.metrics: dict[str, float] = {}
         self.predictions: list[dict[str, Any]] = []
+        self.stage: Any = None
+        self.losses: dict[str, float | None] = {}
 
     @torch.no_grad()
     def evaluate(
@@ -85,9 +91,13 @@ class Evaluator:
         known = len(host.dataloader.dataset.class_ids)
         broken = 0
         started = time.perf_counter()
+        loss = None if self.stage is None else ValidationLoss.of(self.stage, host.dataloader.dataset)
         for images, _labels, info, ids in tqdm(host.dataloader, desc="evaluate", leave=False, disable=rank != 0):
             images = images.to(self.device, torch.float16 if half else torch.float32)
-            outputs = model(images).float()
+            with contextlib.nullcontext() if loss is None else loss.watch(model):
+                outputs = model(images).float()
+            if loss is not None:
+                loss.add(images, outputs, [int(number) for number in np.asarray(ids).flatten()])
             broken += int((~torch.isfinite(outputs).flatten(1).all(1)).sum())
             outputs = hosts.postprocess()(outputs, host.num_classes, host.confthre, host.nmsthre)
             # A class that no category stands for (num_classes above the data's) can be detected but not be right.
@@ -100,6 +110,7 @@ class Evaluator:
                 f"The model's boxes or scores are not finite in {broken} of {len(seen)} images: its training has diverged, and "
                 "what is measured here says nothing of its losses. Train with a lower basic_lr_per_img or longer warmup_epochs."
             )
+        self.losses = {} if loss is None else loss.means(distributed)
         if distributed:
             found, seen = _gather(found, seen)
         if rank != 0:

@@ -233,6 +233,7 @@ class Trainer(HostTrainer):
     def evaluate(self, row: dict[str, float | None]) -> bool:
         """AP of the EMA weights, or of the model's, into the row; whether it is the best so far."""
         model = self.ema_model.ema if self.use_model_ema else unwrapped(self.model)
+        self.data.measure_losses_of(None if getattr(self.args, "no_val_loss", False) else self.stage)
         with adjust_status(model, training=False):
             ap, ap50, summary = self.exp.eval(model, self.evaluator, self.is_distributed)[:3]
         ap, ap50 = float(ap), float(ap50)  # numpy scalars in a checkpoint are what current torch refuses to load
