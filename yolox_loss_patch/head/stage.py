@@ -109,7 +109,7 @@ class LossStage:
         """
         self.check_schedules()
         grid = torch.cat([*x_shifts, *y_shifts, *expanded_strides], 1).view(3, -1)  # column, row, stride of each anchor
-        assignment = self._assign(head, imgs, outputs, labels, grid)
+        assignment = self.assign(head, imgs, outputs, labels, grid)
         if self.element_weights is not None or any(part.level_weights is not None for part in self.parts["obj"]):
             sizes = torch.tensor([level.numel() for level in expanded_strides], device=outputs.device)
             assignment.levels = torch.repeat_interleave(sizes).repeat(len(outputs))
@@ -215,8 +215,15 @@ class LossStage:
                     "from 1."
                 )
 
-    def _assign(self, head: Any, imgs: Tensor, outputs: Tensor, labels: Tensor, grid: Tensor) -> Assignment:
+    def assign(self, head: Any, imgs: Tensor, outputs: Tensor, labels: Tensor, grid: Tensor) -> Assignment:
         """The matches of a batch, by the kit's assigner or by the host's, and the anchors in ignored regions.
+
+        Args:
+            head: whose outputs these are.
+            imgs: ``(B, 3, H, W)``.
+            outputs: ``(B, A, 5 + C)``: decoded box in px, objectness and class logits.
+            labels: see `get_losses`.
+            grid: ``(3, A)``: column, row and stride of each anchor.
 
         Raises:
             NonFiniteError: the assignment failed, and predictions are not finite.

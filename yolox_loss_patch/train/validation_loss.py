@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..data.checks import coco_dataset
 from ..errors import NonFiniteError
+from ..head.assign import Assignment
 from ..head.patch import find_head
 from ..head.stage import LossStage
 from ..runs.record import VALIDATION_COLUMNS
@@ -38,9 +39,13 @@ class ValidationLoss:
     """
 
     def __init__(self, stage: LossStage, dataset: Any) -> None:
+        self.assigner = copy.deepcopy(stage)
+        self.assigner.ignores_regions = False
+        self.assignment: Assignment | None = None
         self.stages = {"val_": copy.deepcopy(stage), "val_stock_": LossStage(LossConfig())}
         for measured in self.stages.values():
-            measured.collect = measured.ignores_regions = False
+            measured.collect = False
+            measured.assign = lambda *_, **__: self.assignment  # type: ignore[method-assign, assignment, return-value]
             for loss in measured.losses.values():
                 if isinstance(loss, nn.Module):
                     loss.eval()
@@ -97,11 +102,12 @@ class ValidationLoss:
         raw = torch.cat([outputs[:, :, :4], *flat], 2)
         labels = self._labels(ids, outputs.device)
         num_gt = int((labels.sum(2) > 0).sum())
-        x_shifts, y_shifts, strides = (list(parts) for parts in zip(*grids, strict=True))
+        grid = [list(parts) for parts in zip(*grids, strict=True)]
         use_l1, self.head.use_l1 = self.head.use_l1, False
         try:
+            places = torch.cat([torch.cat(level) for level in grids], 1)
+            self.assignment = self.assigner.assign(self.head, images, raw, labels, places)
             for prefix, stage in self.stages.items():
-                grid = (x_shifts, y_shifts, strides)
                 _, *values, ratio = stage.get_losses(self.head, images, *grid, labels, raw, [], raw.dtype)
                 num_fg = round(float(ratio) * max(num_gt, 1))
                 numbers = [num_fg * float(value) for value in values[: len(_TERMS)]]
