@@ -9,7 +9,7 @@ from conftest import EXP, assert_same, checkpoint, cli, make_head
 
 import yolox_loss_patch as ylp
 from yolox_loss_patch.head.patch import stage_of
-from yolox_loss_patch.train.validation_loss import ValidationLoss, anchors
+from yolox_loss_patch.train.validation.loss import ValidationLoss, anchors
 
 LOSSES = (
     {"loss_obj": "focal", "loss_iou": "wiou", "loss_cls": "ghmc"},
@@ -117,6 +117,7 @@ def test_nothing_of_the_training_moves():
     for term, values in stage.running_state().items():
         assert_same(before[term], values)
     assert not stage.gradients and not stage.stats and model.head.use_l1
+    # PyTorch has no public name for the hooks of a module.
     assert all(not module._forward_hooks for module in model.modules())
 
 

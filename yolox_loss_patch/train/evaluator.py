@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..head import hosts
 from ..runs.record import AP_COLUMNS
-from .validation_loss import ValidationLoss
+from .validation.loss import ValidationLoss
 
 
 def coco_metrics(truth: Any, predictions: list[dict[str, Any]]) -> tuple[dict[str, float], str]:

@@ -16,13 +16,12 @@ import torch.distributed as dist
 from loguru import logger
 from torch import Tensor, nn
 
-from ..data.checks import coco_dataset
-from ..errors import NonFiniteError
-from ..head.assign import Assignment
-from ..head.patch import find_head
-from ..head.stage import LossStage
-from ..runs.record import VALIDATION_COLUMNS
-from ..specs.config import LossConfig
+from ...data.checks import coco_dataset
+from ...errors import NonFiniteError
+from ...head.assign import Assignment
+from ...head.patch import find_head
+from ...head.stage import LossStage
+from ...runs.record import VALIDATION_COLUMNS
 
 _TERMS = ("iou_loss", "conf_loss", "cls_loss")  # as a stage gives them after the total
 
@@ -42,10 +41,10 @@ class ValidationLoss:
         self.assigner = copy.deepcopy(stage)
         self.assigner.ignores_regions = False
         self.assignment: Assignment | None = None
-        self.stages = {"val_": copy.deepcopy(stage), "val_stock_": LossStage(LossConfig())}
+        self.stages = {"val_": copy.deepcopy(stage), "val_stock_": LossStage(type(stage.config)())}
         for measured in self.stages.values():
             measured.collect = False
-            measured.assign = lambda *_, **__: self.assignment  # type: ignore[method-assign, assignment, return-value]
+            measured.assign = lambda *_, **__: self.assignment  # type: ignore[method-assign, assignment]
             for loss in measured.losses.values():
                 if isinstance(loss, nn.Module):
                     loss.eval()
@@ -102,13 +101,15 @@ class ValidationLoss:
         raw = torch.cat([outputs[:, :, :4], *flat], 2)
         labels = self._labels(ids, outputs.device)
         num_gt = int((labels.sum(2) > 0).sum())
-        grid = [list(parts) for parts in zip(*grids, strict=True)]
+        x_shifts, y_shifts, strides = ([level[part] for level in grids] for part in range(3))
         use_l1, self.head.use_l1 = self.head.use_l1, False
         try:
             places = torch.cat([torch.cat(level) for level in grids], 1)
             self.assignment = self.assigner.assign(self.head, images, raw, labels, places)
             for prefix, stage in self.stages.items():
-                _, *values, ratio = stage.get_losses(self.head, images, *grid, labels, raw, [], raw.dtype)
+                _, *values, ratio = stage.get_losses(
+                    self.head, images, x_shifts, y_shifts, strides, labels, raw, [], raw.dtype
+                )
                 num_fg = round(float(ratio) * max(num_gt, 1))
                 numbers = [num_fg * float(value) for value in values[: len(_TERMS)]]
                 for name, number in zip(("total_loss", *_TERMS), (sum(numbers), *numbers), strict=True):

@@ -1,0 +1,1 @@
+"""What an evaluation measures besides detections: the losses on the validation images."""
