@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 from conftest import EXP, assert_same, checkpoint, cli, cli_here
@@ -71,7 +70,7 @@ def test_a_run_leaves_what_the_design_says(straight):
     assert facts["losses"]["loss_obj"] == "varifocal"
     assert facts["resolved_losses"]["obj"] == {
         "type": "varifocal", "alpha": 0.75, "gamma": 2.0, "iou_weighted": True, "calibrated": False,
-        "loss_weight": 1.0, "reduction": "mean", "avg_factor": "num_fg", "target": "iou", "sampler": None,
+        "loss_weight": 1.0, "reduction": "mean", "avg_factor": "num_fg", "target": "iou", "sampler": None, "level_weights": None,
     }  # fmt: skip
     assert facts["seed"] == 3 and facts["exp"]["max_epoch"] == 4 and facts["args"]["batch_size"] == 8
     assert facts["data"]["train"]["images"] == 24 and len(facts["data"]["train"]["sha256"]) == 64
@@ -93,6 +92,9 @@ def test_a_run_leaves_what_the_design_says(straight):
     for row in rows:
         assert predictions_file(run, int(row["epoch"])).is_file() == (row["AP"] is not None)
     assert rows[3]["memory_mib"] >= rows[0]["memory_mib"] > 100
+    for name, hashes in facts["checkpoints"].items():
+        assert hashlib.sha256((run / name).read_bytes()).hexdigest() == hashes[0], name
+    assert {"latest_ckpt.pth", "last_epoch_ckpt.pth"} <= set(facts["checkpoints"])
     text = done.stderr
     assert re.search(r"total_loss: \d+\.\d{4}, .*ETA: 0:\d\d:\d\d", text)
     assert "mean foreground IoU" in text and "24 images" in text
@@ -214,6 +216,39 @@ def test_a_resume_says_exactly_only_where_nothing_moves_the_last_bits(straight, 
         )
     (run / "run.json").write_text(json.dumps(before))
     assert "resumed exactly" in cli_here(work, *TRAIN, "--resume", *LOSSES).stderr
+
+
+def _flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def _drop(path, key):
+    torch.save({name: value for name, value in torch.load(path).items() if name != key}, path)
+
+
+# what is done to the run's folder, and words of the answer
+DAMAGES = [
+    (lambda run: _flip(run / "latest_ckpt.pth"), "is damaged or was replaced"),
+    (lambda run: (run / "latest_ckpt.pth").write_bytes(b""), "it is empty"),
+    (lambda run: _flip(run / "resume_state.pth"), "remove resume_state.pth, and --resume goes on from the EMA weights"),
+    (lambda run: _drop(run / "best_ckpt.pth", "optimizer"), "no state to resume from (no 'optimizer')"),
+]
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_ends_a_resume_in_one_sentence(straight, work):
+    run = run_folder(work)
+    for damage, answer in DAMAGES:
+        shutil.rmtree(run, ignore_errors=True)
+        shutil.copytree(run_folder(straight[0]), run)
+        shutil.copy(run / "latest_ckpt.pth", work / "best_ckpt.pth")
+        words = ["-c", "best_ckpt.pth"] if "optimizer" in answer else []
+        damage(work if words else run)
+        done = cli_here(work, *TRAIN, "--resume", *words, *LOSSES, check=False)
+        assert done.returncode == 2 and answer in done.stderr and "Traceback" not in done.stderr, done.stderr
+        assert record(run)["status"] == "failed" and not list(run.glob(".claim*"))
 
 
 @pytest.mark.slow
@@ -583,18 +618,3 @@ def test_a_checkpoint_of_another_model_is_refused(straight, work):
     assert done.returncode == 2 and "cannot be read as a checkpoint" in done.stderr
     done = cli_here(work, *TRAIN, "-expn", "new", "--resume", check=False)
     assert done.returncode == 2 and "nothing to resume" in done.stderr
-
-
-def test_a_checkpoint_as_yolox_writes_it_is_read(tmp_path):
-    """With the best AP as a numpy scalar, which torch's safe loading refuses."""
-    from yolox_loss_patch.errors import RunError
-    from yolox_loss_patch.runs.checkpoint import load_checkpoint
-
-    path = tmp_path / "stock_ckpt.pth"
-    torch.save({"start_epoch": 2, "model": {"w": torch.ones(1)}, "best_ap": np.float64(0.25)}, path)
-    with pytest.raises(Exception, match=r"[Ww]eights"):
-        torch.load(path, weights_only=True)
-    assert load_checkpoint(path)["best_ap"] == 0.25
-    torch.save({"w": torch.ones(1)}, path)
-    with pytest.raises(RunError, match="no 'model'"):
-        load_checkpoint(path)

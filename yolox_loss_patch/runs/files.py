@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,14 +35,29 @@ def write_atomically(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def save_atomically(state: Any, path: Path) -> None:
+def save_atomically(state: Any, path: Path, announce: Callable[[str], None] = lambda digest: None) -> None:
     """``torch.save`` that leaves the old file or the new one, whenever the process is killed.
+
+    Args:
+        state: what to save.
+        path: of the file.
+        announce: called with the SHA-256 of the new file before it takes its place.
 
     Raises:
         WriteError: the file cannot be written.
     """
-    with _replacing(path) as file:
+    with _replacing(path, announce) as file:
         torch.save(state, file)
+
+
+def copy_atomically(source: Path, path: Path, announce: Callable[[str], None] = lambda digest: None) -> None:
+    """A copy of a file, as `save_atomically` writes it.
+
+    Raises:
+        WriteError: the copy cannot be written.
+    """
+    with source.open("rb") as data, _replacing(path, announce) as file:
+        shutil.copyfileobj(data, file)
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -49,14 +66,25 @@ def remove_unfinished(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def file_hash(file: IO[bytes]) -> str:
+    """The SHA-256 of a file from where it stands to its end, in hex digits."""
+    digest = hashlib.sha256()
+    while block := file.read(2**20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
+def _replacing(path: Path, announce: Callable[[str], None] | None = None) -> Iterator[IO[bytes]]:
     """A new file, under a name that nobody can guess, that takes the place of the old one at the end."""
     name = None
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_UNFINISHED)
         with os.fdopen(handle, "wb") as file:
             yield file
+        if announce is not None:
+            with open(name, "rb") as written:
+                announce(file_hash(written))
         os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException as error:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from loguru import logger
 
 from ..errors import RunError
 from ..runs.checkpoint import load_checkpoint
-from ..runs.files import save_atomically
+from ..runs.files import copy_atomically, save_atomically
 
 STATE = "resume_state.pth"
 
@@ -105,10 +106,14 @@ class Checkpoints:
     Args:
         folder: of the run.
         device: to load to.
+        note_hash: called with the name of a checkpoint and its SHA-256 before it is there.
     """
 
-    def __init__(self, folder: Path, device: torch.device) -> None:
+    def __init__(
+        self, folder: Path, device: torch.device, note_hash: Callable[[str, str], None] = lambda name, digest: None
+    ) -> None:
         self.folder = folder
+        self.note_hash = note_hash
         self.device = device
 
     def save(
@@ -150,10 +155,11 @@ class Checkpoints:
         }
         coming = self.folder / f".{STATE}.next"
         save_atomically(state, coming)
-        save_atomically(checkpoint, self.folder / "latest_ckpt.pth")
+        latest = self.folder / "latest_ckpt.pth"
+        save_atomically(checkpoint, latest, partial(self.note_hash, latest.name))
         os.replace(coming, self.folder / STATE)
-        for name in names:
-            save_atomically(checkpoint, self.folder / f"{name}_ckpt.pth")
+        for name in (f"{name}_ckpt.pth" for name in names):
+            copy_atomically(latest, self.folder / name, partial(self.note_hash, name))
         logger.info(f"Saved to {self.folder}: {', '.join(['latest', *names])}")
 
     def fine_tune(self, model: torch.nn.Module, path: str) -> None:
@@ -180,8 +186,20 @@ class Checkpoints:
         if not path.is_file():
             raise RunError(f"There is nothing to resume: {path} does not exist. Start the run without --resume.")
         checkpoint = load_checkpoint(path, self.device)
+        missing = [key for key in ("optimizer", *(["start_epoch"] if epoch is None else [])) if key not in checkpoint]
+        if missing:
+            raise RunError(
+                f"{str(path)!r} holds no state to resume from (no {' and no '.join(map(repr, missing))}). To start from its "
+                "weights, give it with -c and leave out --resume."
+            )
         load_weights(trained.model, checkpoint["model"], path, strict=True)
-        trained.optimizer.load_state_dict(checkpoint["optimizer"])
+        try:
+            trained.optimizer.load_state_dict(checkpoint["optimizer"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunError(
+                f"The optimizer in {str(path)!r} is not that of this experiment ({error}). To start from its weights, give it "
+                "with -c and leave out --resume."
+            ) from error
         best_ap = float(checkpoint.get("best_ap", 0.0))
         if epoch is None:
             epoch = int(checkpoint["start_epoch"])
@@ -198,7 +216,13 @@ class Checkpoints:
         """The state for an exact resume that lies beside a checkpoint, None where none fits this number of epochs."""
         for name in (STATE, f".{STATE}.next"):
             if path.name == "latest_ckpt.pth" and (path.parent / name).is_file():
-                state = load_checkpoint(path.parent / name, self.device)
-                if state["epoch"] == epoch:
+                try:
+                    state = load_checkpoint(path.parent / name, self.device)
+                except RunError as error:
+                    raise RunError(
+                        f"{error} The checkpoint {path.name} beside it is whole: remove {name}, and --resume goes on from the "
+                        "EMA weights, but not as if the run had never been stopped."
+                    ) from error
+                if state.get("epoch") == epoch:
                     return state
         return None

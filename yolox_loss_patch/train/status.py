@@ -134,7 +134,7 @@ class RunStatus:
             if changed := changed_since(before, facts):
                 part["changed"] = changed
             facts["resumed"] = [*before.get("resumed", []), part]
-            kept = ("started", "starting_weights", "epochs_done", "best_ap", "data", "batches_per_epoch")
+            kept = ("started", "starting_weights", "epochs_done", "best_ap", "data", "batches_per_epoch", "checkpoints")
             facts.update({key: before[key] for key in kept if key in before})
         self.record = RunRecord(self.folder, facts)
 
@@ -227,6 +227,13 @@ class RunStatus:
         """The record's note of this resume, None for a run that was not resumed."""
         parts = self.record.data.get("resumed") if self.record is not None else None
         return parts[-1] if parts else None
+
+    def note_hash(self, name: str, digest: str) -> None:
+        """Write the SHA-256 of a checkpoint that is about to take its place; the one before counts until then."""
+        if self.record is not None:
+            hashes = self.record.data.get("checkpoints", {})
+            known = [digest, *(other for other in hashes.get(name, []) if other != digest)]
+            self.record.update(checkpoints={**hashes, name: known[:2]})
 
     def note_epoch(self, row: Mapping[str, float | None]) -> None:
         """Write an epoch's row, before its checkpoint.

@@ -74,7 +74,7 @@ class Trainer(HostTrainer):
         self.folder = Path(self.file_name)
         self.seed = choose_seed(exp.seed, self.folder, args.resume)
         self.status = RunStatus(self.folder, self.team, self.rank)
-        self.checkpoints = Checkpoints(self.folder, self.device)
+        self.checkpoints = Checkpoints(self.folder, self.device, self.status.note_hash)
 
     def train(self) -> None:
         """Train from the start or from where the run stopped, to the last epoch.
