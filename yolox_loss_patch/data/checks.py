@@ -200,6 +200,8 @@ def inspect_dataset(
 
 def _without_ignored(facts: dict[str, Any], coco_set: Any) -> dict[str, Any]:
     """The facts of an annotation file without the classes that its data set ignores, and what it ignores instead."""
+    if hasattr(coco_set, "scored_boxes"):
+        facts = {**facts, "scored_boxes": coco_set.scored_boxes}
     if hasattr(coco_set, "repeat_factors"):
         facts = {**facts, "repeated_images": int((coco_set.repeat_factors > 1).sum())}
     if hasattr(coco_set, "ignored_regions"):

@@ -11,6 +11,7 @@ from loguru import logger
 from .. import wiring
 from ..data.ignored import IGNORE_KEYS, IgnoreSettings, ignore_in_evaluation, ignore_in_training
 from ..data.repeat import check_repeat_factor, repeat_images
+from ..data.scores import put_scores
 from ..errors import ConfigError, KitError
 from ..head import hosts
 from ..head.patch import patch_model, stage_of, unpatch_model
@@ -33,6 +34,8 @@ class LossExp:
             VisDrone; ``num_classes`` does not count them.
         repeat_factor: the share of images below which a class counts as rare, such as 0.01: images with rare classes are
             drawn more often, as in LVIS. None: every image once per epoch.
+        gt_score: True: the key ``score`` or ``weight`` of an annotation, in [0, 1], is the weight of all terms of the anchors
+            that learn its box. Needs the loader of this class, as ignored regions do.
 
     A method ``loss_weights(self, assignment)`` of the experiment weighs the elements of each batch: it gets an
     `yolox_loss_patch.head.assign.Assignment` and returns a dict (or None) with any of ``label_weights`` ``(num_fg,)`` or
@@ -51,6 +54,7 @@ class LossExp:
     ignore_crowd: bool = False
     ignore_classes: Sequence[str] | None = None
     repeat_factor: float | None = None
+    gt_score: bool = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -86,6 +90,8 @@ class LossExp:
         loader = super().get_data_loader(*args, **kwargs)  # type: ignore[misc]
         if ignored:
             ignore_in_training(loader.dataset, ignored)
+        if reads_scores(self):
+            put_scores(loader.dataset)
         threshold = check_repeat_factor(self.repeat_factor)
         if threshold is not None:
             repeat_images(loader, threshold)
@@ -189,6 +195,18 @@ def show_settings(exp: Any) -> None:
             setattr(exp, key, getattr(exp, key))
 
 
+def reads_scores(exp: Any) -> bool:
+    """The setting ``gt_score`` of an experiment.
+
+    Raises:
+        ConfigError: no bool.
+    """
+    value = getattr(exp, "gt_score", False)
+    if not isinstance(value, bool):
+        raise ConfigError(f"gt_score is True or False; got {value!r}.")
+    return value
+
+
 def patch_from_exp(model: Any, exp: Any) -> Any:
     """Give a model the losses and the element weights of an experiment, whatever losses of the kit it has.
 
@@ -204,9 +222,10 @@ def patch_from_exp(model: Any, exp: Any) -> Any:
     """
     config = LossConfig.from_exp(exp)
     ignored = IgnoreSettings.from_exp(exp)
-    if ignored and not isinstance(exp, LossExp):
+    if (ignored or reads_scores(exp)) and not isinstance(exp, LossExp):
+        keys = " or ".join((*IGNORE_KEYS, "gt_score"))
         raise ConfigError(
-            f"{type(exp).__name__} sets {' or '.join(IGNORE_KEYS)}, but its data loader puts no regions into the labels. "
+            f"{type(exp).__name__} sets {keys}, but its data loader puts no regions into the labels and no scores. "
             "Write class Exp(LossExp, BaseExp), whose loader does; or leave them out."
         )
     stage = stage_of(model)
@@ -219,4 +238,5 @@ def patch_from_exp(model: Any, exp: Any) -> Any:
         stage.element_weights = ElementWeights(weigh)
     if stage is not None:
         stage.ignores_regions = bool(ignored)
+        stage.reads_scores = reads_scores(exp)
     return model

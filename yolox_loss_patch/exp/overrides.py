@@ -18,7 +18,7 @@ from ..specs.plain import as_python, literal
 OPTIONAL = ("random_size",)
 SETTINGS = (*KEYS, "loss_assign")
 # Settings of the kit that change the data; an experiment that leaves them at their default does not show them.
-DATA_SETTINGS = (*IGNORE_KEYS, "repeat_factor")
+DATA_SETTINGS = (*IGNORE_KEYS, "repeat_factor", "gt_score")
 _WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 

@@ -164,6 +164,8 @@ class ForkStage(LossStage):
         """
         if self.element_weights is not None:
             raise ConfigError(f"loss_weights cannot be had here: {self.where()} is a fork's. {_UNAVAILABLE}")
+        if self.reads_scores:
+            raise ConfigError(f"gt_score cannot be had here: {self.where()} is a fork's. {_UNAVAILABLE}")
         if self.ignores_regions:
             raise ConfigError(f"Ignored regions cannot be had here: {self.where()} is a fork's. {_UNAVAILABLE}")
         self.check_schedules()

@@ -24,7 +24,7 @@ from .ignored import covered_by_regions, split_regions
 from .statistics import add_gradients, foreground_statistics
 from .targets import cls_targets, l1_targets, obj_targets, split_outputs
 from .terms import TermPart, term_parts, term_values
-from .weights import ElementWeights, cls_weights, obj_weights
+from .weights import ElementWeights, cls_weights, obj_weights, scored_weights, split_scores
 
 
 class LossStage:
@@ -45,6 +45,7 @@ class LossStage:
         part_values: of the last batch: the value of each part of a sum, by term and label.
         element_weights: the experiment's weights of the elements, None without.
         ignores_regions: whether labels of class -1 are ignored regions; else there are none.
+        reads_scores: whether the fraction of a class is a box's confidence, see `split_scores`; else there is none.
         proof: on an accelerator, whether the fast label assignment gave the host's matches in the first batches.
         l1_is_scheduled: whether the trainer turns the L1 term on in the epoch of ``start_epoch``.
         collect: whether to fill ``stats`` and ``gradients``.
@@ -68,6 +69,7 @@ class LossStage:
         self.l1_is_scheduled = False
         self.element_weights: ElementWeights | None = None
         self.ignores_regions = False
+        self.reads_scores = False
         self.collect = False
         self.part_values: dict[str, Tensor] = {}
         self.stats: dict[str, Tensor | int] = {}
@@ -109,6 +111,7 @@ class LossStage:
         """
         self.check_schedules()
         grid = torch.cat([*x_shifts, *y_shifts, *expanded_strides], 1).view(3, -1)  # column, row, stride of each anchor
+        labels, scores = split_scores(labels) if self.reads_scores else (labels, None)
         assignment = self.assign(head, imgs, outputs, labels, grid)
         if self.element_weights is not None or any(part.level_weights is not None for part in self.parts["obj"]):
             sizes = torch.tensor([level.numel() for level in expanded_strides], device=outputs.device)
@@ -137,6 +140,9 @@ class LossStage:
                 total = total + value
             return total
 
+        if scores is not None:
+            assignment.scores = scores[assignment.image, assignment.matched_gt]
+            weights = {**weights, **scored_weights(assignment.scores, weights)}
         box_weights = weights.get("bbox_weights")
         boxes, obj_logits, cls_logits = split_outputs(outputs, rows)
         loss_iou = hosts.BOX_WEIGHT * term(

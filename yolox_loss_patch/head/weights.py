@@ -99,6 +99,10 @@ def obj_weights(
     ignored = assignment.ignored
     if ignored is not None:
         factors.append((~ignored).to(assignment.ious.dtype).unsqueeze(1))
+    if assignment.scores is not None:
+        of_box = assignment.ious.new_ones(len(logits), 1)
+        of_box[assignment.fg_mask, 0] = assignment.scores.to(of_box.dtype)
+        factors.append(of_box)
     if part.level_weights is not None:
         assert assignment.levels is not None
         levels = 1 + int(assignment.levels[-1])
@@ -119,6 +123,35 @@ def obj_weights(
     else:
         taken = part.sampler(foreground, background)
     return taken.view(-1, 1) if product is None else taken.view(-1, 1) * product
+
+
+def split_scores(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The labels with whole classes, and the confidence of each box.
+
+    Args:
+        labels: ``(B, M, 5)`` with the class plus half of what the confidence lacks to 1 in the first column.
+
+    Returns:
+        The labels with the class alone, and ``(B, M)`` confidences in [0, 1].
+    """
+    whole = labels[:, :, 0].floor()
+    scores = 1 - 2 * (labels[:, :, 0] - whole)
+    return torch.cat([whole.unsqueeze(2), labels[:, :, 1:]], 2), scores
+
+
+def scored_weights(scores: Tensor, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of the box and class terms, times the confidence of each foreground anchor's box.
+
+    Args:
+        scores: ``(num_fg,)``.
+        weights: of the experiment, by the names in `SHAPES`.
+    """
+    result = {}
+    for name in ("bbox_weights", "label_weights"):
+        given = weights.get(name)
+        of_box = scores if given is None or given.dim() == 1 else scores.unsqueeze(1)
+        result[name] = of_box if given is None else of_box * given
+    return result
 
 
 def cls_weights(part: TermPart, targets: Tensor, weights: Tensor | None) -> Tensor | None:

@@ -58,6 +58,11 @@ class TrainingData:
                 f"The labels have no ignored regions, which {' or '.join(IGNORE_KEYS)} ask for: the experiment's "
                 "get_data_loader() does not reach LossExp.get_data_loader. Call super().get_data_loader() in it."
             )
+        if exp.gt_score and "scored_boxes" not in self.facts["train"]:
+            raise ConfigError(
+                "The labels have no scores, which gt_score asks for: the experiment's get_data_loader() does not reach "
+                "LossExp.get_data_loader. Call super().get_data_loader() in it."
+            )
         evaluator = open_data(
             lambda: exp.get_evaluator(batch_size=args.batch_size, is_distributed=world > 1),
             exp.data_dir, exp.val_ann, "val_ann",

@@ -31,6 +31,7 @@ class Assignment:
         levels: (B * A,) int64, the feature map of each anchor, 0 for the finest; the loss stage sets it for the
             experiment's ``loss_weights``.
         strides: (B * A,) pixels per cell of the anchor's feature map; set as ``levels``.
+        scores: (num_fg,) confidence of the box in [0, 1]; None where the experiment has no ``gt_score``.
     """
 
     fg_mask: Tensor
@@ -45,6 +46,7 @@ class Assignment:
     ignored: Tensor | None = None
     levels: Tensor | None = None
     strides: Tensor | None = None
+    scores: Tensor | None = None
 
 
 @dataclass(frozen=True)
