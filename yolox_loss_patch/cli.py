@@ -218,7 +218,7 @@ def _run_list(words: list[str]) -> None:
             loss = LOSSES.get(term, entry)
             print(f"  {entry:<13} {loss.formula}" + (f"   [{loss.source}]" if loss.source else ""))
             if name is not None:
-                _explain(term, loss)
+                _explain(term, entry, loss)
                 continue
             knobs = ", ".join(f"{key}={knob.default!r} ({knob.allowed()})" for key, knob in loss.knobs.items())
             if knobs:
@@ -228,11 +228,12 @@ def _run_list(words: list[str]) -> None:
                 print(f"  {'':<13} target={target.default!r} ({target.allowed()})")
 
 
-def _explain(term: str, loss: Loss) -> None:
-    """Explain a loss: the docstring, and every knob of the loss and of the term."""
+def _explain(term: str, name: str, loss: Loss) -> None:
+    """Explain a loss: the docstring, every knob of the loss and of the term, and what it was measured to do."""
     import inspect
 
     from .specs.labels import label_of
+    from .specs.measured import measured_variants
     from .specs.resolve import COMMON, family_knobs, resolve, stage_knobs
 
     if loss.alias is not None:
@@ -251,6 +252,11 @@ def _explain(term: str, loss: Loss) -> None:
             print(f"    {title}:")
         for key, knob in knobs.items():
             print(f"      {key} = {knob.default!r}: {knob.allowed()}")
+    found = measured_variants(term, name) if loss.from_kit else []
+    if found:
+        print("    measured:")
+    for row in found:
+        print(f"      {row.spec}: {row}")
     print()
 
 

@@ -14,6 +14,7 @@ from ..errors import ConfigError
 from ..head import hosts
 from ..specs.config import KEYS, LossConfig
 from ..specs.knobs import nearest
+from ..specs.measured import warnings_of
 from ..specs.plain import BUILT, as_python, is_number, plain
 
 # Settings that are whole numbers, and the smallest of each.
@@ -48,6 +49,11 @@ def loss_config(exp: Any) -> LossConfig:
         ConfigError: a loss that cannot be.
     """
     return LossConfig.from_exp(exp)
+
+
+def warnings_of_losses(losses: LossConfig) -> list[str]:
+    """One sentence per term whose loss was measured as worse than stock."""
+    return warnings_of(losses)
 
 
 def resolved_losses(exp: Any) -> Any:

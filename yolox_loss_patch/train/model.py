@@ -7,6 +7,7 @@ from typing import Any
 from loguru import logger
 from yolox.utils import get_model_info
 
+from ..exp.settings import warnings_of_losses
 from ..head.half import decode_in_fp32
 from ..head.patch import find_head, stage_with
 
@@ -41,4 +42,7 @@ def log_model(model: Any, losses: Any, rank: int, test_size: tuple[int, int]) ->
                 f"loss_{term}: reduction='sum' is not divided by the foreground anchors, as YOLOX's terms are, and "
                 "MMDetection's in its own head: it counts some hundred times as much. For their scale write 'mean'."
             )
+    if rank == 0:
+        for text in warnings_of_losses(losses):
+            logger.warning(text)
     logger.info(f"Model Summary: {get_model_info(model, test_size)}")
