@@ -393,9 +393,9 @@ import yolox.models
 from yolox.core import Trainer
 
 import yolox_loss_patch as ylp
-from yolox_loss_patch import hosts
-from yolox_loss_patch.exp import load_exp
-from yolox_loss_patch.patch import stage_of
+from yolox_loss_patch.exp.loading import load_exp
+from yolox_loss_patch.head import hosts
+from yolox_loss_patch.head.patch import stage_of
 
 CIOU = ylp.LossConfig(loss_iou="ciou")
 if hosts.has_config_classes():
