@@ -333,6 +333,30 @@ def test_a_stop_that_comes_with_an_error_still_leaves_a_record(work):
     assert facts["status"] in ("failed", "interrupted") and facts["ended"], done.stderr[-2000:]
 
 
+SCHEDULE = ("loss_iou", "[{'type': 'iou', 'loss_weight': {1: 1, 4: 0}}, {'type': 'ciou', 'loss_weight': {1: 0, 4: 1}}]")
+SUM = ("loss_obj", "bce+0.5*dice")
+
+
+@pytest.mark.slow
+def test_sums_and_schedules_are_trained_recorded_and_resumed_exactly(work):
+    cli_here(work, *TRAIN, *SCHEDULE, *SUM, "exp_name", "straight")
+    rows = read_metrics(run_folder(work, "straight"))
+    assert len(rows) == 4
+    for row in rows:
+        parts = [name for name in row if name.startswith("obj ")]
+        assert parts == ["obj bce", "obj 0.5*dice"]
+        assert sum(row[name] for name in parts) == pytest.approx(row["conf_loss"], rel=1e-5)
+        boxes = [name for name in row if name.startswith("iou ")]
+        assert len(boxes) == 2 and sum(row[name] for name in boxes) == pytest.approx(row["iou_loss"], rel=1e-5)
+        iou, ciou = (row[name] for name in boxes)
+        assert (ciou == 0) == (row["epoch"] == 1) and (iou == 0) == (row["epoch"] == 4)
+    with (work / "tiny.py").open("a") as file:
+        file.write(crash_at(3).format(signal="SIGKILL"))
+    assert cli(work, *TRAIN, *SCHEDULE, *SUM, check=False, CRASH="1").returncode == -signal.SIGKILL
+    cli_here(work, *TRAIN, "--resume", *SCHEDULE, *SUM)
+    assert_same(checkpoint(run_folder(work, "straight"))["model"], checkpoint(run_folder(work))["model"])
+
+
 @pytest.mark.slow
 def test_losses_with_a_memory_go_on_exactly_and_the_l1_term_starts_when_asked(work):
     """Their running means are no weights and stand in no checkpoint, yet a resumed run has them."""

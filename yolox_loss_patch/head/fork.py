@@ -188,6 +188,10 @@ class ForkStage(LossStage):
         calls.finish()
         return result
 
+    def part_names(self) -> list[str]:
+        """None: a fork's ``get_losses`` does not tell the parts of a sum."""
+        return []
+
     def where(self) -> str:
         """Module and name of the fork's ``get_losses``."""
         return f"{self.original.__module__}.{self.original.__qualname__}"

@@ -133,8 +133,9 @@ class LossStage:
             values = term_values(name, self.parts[name], pred, target, weight, factors, facts)
             scale = hosts.BOX_WEIGHT if name == "iou" else 1
             if len(values) > 1:
-                named = zip(self.parts[name], values, strict=True)
-                self.part_values.update({f"{name} {part.label}": scale * value.detach() for part, value in named})
+                for part, value in zip(self.parts[name], values, strict=True):
+                    key = f"{name} {part.label}"
+                    self.part_values[key] = self.part_values.get(key, 0) + scale * value.detach()
             total = values[0]
             for value in values[1:]:
                 total = total + value
@@ -195,6 +196,11 @@ class LossStage:
                 self.proof.load(state)
             else:
                 self.losses[name].load_running_state(state)
+
+    def part_names(self) -> list[str]:
+        """The keys of ``part_values``: term and label of each part of a sum."""
+        sums = [(term, parts) for term, parts in self.parts.items() if len(parts) > 1]
+        return list(dict.fromkeys(f"{term} {part.label}" for term, parts in sums for part in parts))
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the epoch, counted from 1, to the losses whose ``loss_weight`` is a schedule."""

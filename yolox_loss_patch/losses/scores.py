@@ -208,9 +208,8 @@ class EQLv2(RunningKernel):
             weight = (1 + self.alpha * (1 - fair)) * target + fair * (1 - target)
             if moves:
                 p = torch.sigmoid(pred)
-                pull = (
-                    torch.stack([weight * target * (1 - p), weight * (1 - target) * p]).reshape(2, -1, classes).sum(1)
-                )
+                pull = torch.stack([weight * target * (1 - p), weight * (1 - target) * p])
+                pull = pull.flatten(1, -2).sum(1) if pred.dim() > 1 else pull.sum(1, keepdim=True)
                 self.pulls = self.pulls.to(pred) + sum_over_ranks(pull)
         return weight * bce(pred, target)
 

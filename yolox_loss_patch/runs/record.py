@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -182,10 +183,12 @@ class RunRecord:
         self._write_rows([*read_metrics(self.folder), dict(row)])
 
     def _write_rows(self, rows: list[dict[str, float | None]]) -> None:
-        lines = [",".join(COLUMNS)]
-        for row in rows:
-            lines.append(",".join(_cell(name, row.get(name)) for name in COLUMNS))
-        write_atomically(self.folder / METRICS, ("\n".join(lines) + "\n").encode())
+        # After the columns of every run, those of the parts of its sums.
+        columns = list(dict.fromkeys([*COLUMNS, *(name for row in rows for name in row)]))
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerows([columns, *([_cell(name, row.get(name)) for name in columns] for row in rows)])
+        write_atomically(self.folder / METRICS, text.getvalue().encode())
 
 
 def _cell(name: str, value: float | None) -> str:

@@ -34,7 +34,8 @@ class EpochStatistics:
         self.started = time.perf_counter()
         self.seconds = 0.0
         self.steps = 0
-        self.sums: dict[str, float] = dict.fromkeys((*LOSS_COLUMNS, *_STAGE), 0.0)
+        self.parts = stage.part_names()
+        self.sums: dict[str, float] = dict.fromkeys((*LOSS_COLUMNS, *_STAGE, *self.parts), 0.0)
         stage.gradients.clear()
 
     def add(self, outputs: Mapping[str, Any]) -> dict[str, float]:
@@ -46,10 +47,14 @@ class EpochStatistics:
         Returns:
             The loss terms as numbers.
         """
-        values = [*(outputs[name] for name in LOSS_COLUMNS), *(self.stage.stats[name] for name in _STAGE)]
+        values = [
+            *(outputs[name] for name in LOSS_COLUMNS),
+            *(self.stage.stats[name] for name in _STAGE),
+            *(self.stage.part_values.get(name, 0.0) for name in self.parts),
+        ]
         device = self.compute.device
         numbers = torch.stack([torch.as_tensor(value, dtype=torch.float32, device=device).detach() for value in values])
-        named = dict(zip((*LOSS_COLUMNS, *_STAGE), numbers.tolist(), strict=True))
+        named = dict(zip((*LOSS_COLUMNS, *_STAGE, *self.parts), numbers.tolist(), strict=True))
         for name, number in named.items():
             self.sums[name] += number
         self.steps += 1
@@ -63,7 +68,7 @@ class EpochStatistics:
         sums = torch.tensor(list(self.sums.values()), dtype=torch.float64, device=self.compute.device)
         dist.all_reduce(sums)
         self.sums = dict(zip(self.sums, sums.tolist(), strict=True))
-        for name in (*LOSS_COLUMNS, *GRADIENT_COLUMNS):
+        for name in (*LOSS_COLUMNS, *GRADIENT_COLUMNS, *self.parts):
             self.sums[name] /= world
 
     def _add_gradients(self) -> None:
@@ -86,7 +91,10 @@ class EpochStatistics:
             "obj_bg": _mean(sums["obj_bg"], sums["num_bg"]),
             **{name: _mean(sums[name], self.steps) for name in GRADIENT_COLUMNS},
             "lr": lr,
+            **{name: sums[name] / self.steps for name in self.parts},
         }
+        if self.parts:
+            logger.info(f"epoch {epoch}: " + ", ".join(f"{name} {_text(row[name])}" for name in self.parts))
         logger.info(
             f"epoch {epoch}: mean foreground IoU {_text(row['fg_iou'])}, mean objectness on foreground "
             f"{_text(row['obj_fg'])}, on background {_text(row['obj_bg'])}"
