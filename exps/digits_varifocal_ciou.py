@@ -1,4 +1,4 @@
-"""digits_stock.py with two losses swapped: varifocal for objectness, CIoU for the boxes.
+"""digits_stock.py with two losses swapped: varifocal for objectness (calibrated), CIoU for the boxes (by overlap).
 
     python scripts/make_digits.py
     python -m yolox_loss_patch train -f exps/digits_varifocal_ciou.py -b 8
@@ -20,8 +20,8 @@ class Exp(ylp.LossExp, BaseExp):
         self.seed = 0
 
         # ---------------- losses ---------------- #
-        self.loss_obj = "varifocal"
-        self.loss_iou = "ciou"
+        self.loss_obj = dict(type="varifocal", calibrated=True, target="hard")
+        self.loss_iou = dict(type="ciou", by_overlap=True)
 
         # ---------------- data ------------------ #
         self.num_classes = 10
