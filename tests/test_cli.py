@@ -20,7 +20,7 @@ def test_list_prints_every_loss_with_its_knobs(capsys):
         assert f"loss_{term}" in text
         for name in names:
             assert f"  {name} " in text
-    assert "gamma=2.0 (a number at least 0)" in text
+    assert "gamma=2.0 (a number at least 0 and at most 100)" in text
 
 
 def test_list_of_one_loss(capsys):

@@ -198,6 +198,7 @@ def _run_report(words: list[str]) -> None:
 
 def _run_list(words: list[str]) -> None:
     from .specs.knobs import nearest
+    from .specs.mmdet import MMDET, explain_mmdet
     from .specs.registry import LOSSES, TERMS
     from .specs.resolve import stage_knobs
 
@@ -207,6 +208,11 @@ def _run_list(words: list[str]) -> None:
     args = parser.parse_args(words)
     _import_exp(args.f)
     name = args.name
+    if name in MMDET:
+        print(explain_mmdet(name))
+        name = MMDET[name].name or None
+        if name is None:
+            return
     if name is not None and not any(name in LOSSES.names(term) for term in TERMS):
         every = sorted({known for term in TERMS for known in LOSSES.names(term)})
         raise ConfigError(f"There is no loss {name!r}.{nearest(name, every)} Choose one of: {', '.join(every)}.")
@@ -291,6 +297,11 @@ def _experiment_parser(
 def _parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
     """The arguments of a command that starts from the experiment's own weights."""
     args = parser.parse_args(words)
+    if args.opts and args.exp_file is None and args.name is None:
+        hint = f" Did you mean -f {args.opts[0]}?" if args.opts[0].endswith(".py") else ""
+        raise ConfigError(
+            f"{parser.prog} does not know {' '.join(args.opts)!r}: overrides belong to an experiment, named with -f or -n.{hint}"
+        )
     if args.exp_file is not None and (args.name or "").endswith((".pth", ".pt", ".tar")):
         raise ConfigError(
             f"{parser.prog} takes no checkpoint (-c is pixeltable-yolox's --config here); leave out {args.name}."

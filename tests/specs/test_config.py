@@ -139,7 +139,7 @@ WRONG = [
     ("obj", "bce+", ["'bce+' cannot be read", "bce+0.5*dice"]),
     ("obj", "bce-dice", ["no loss 'bce-dice'"]),
     ("obj", "bce+0.5*dise", ["no loss 'dise'", "Did you mean 'dice'"]),
-    ("obj", "bce+-1*dice", ["loss_weight", "at least 0", "-1"]),
+    ("obj", "bce+-1*dice", ["loss_weight", "from 0 to 1e6", "-1"]),
     ("obj", "bce*2", ["cannot be read"]),
     ("obj", "focal(2)", ["cannot be read"]),
     ("obj", dict(type="bce+dice", gamma=1), ["a sum has no knobs of its own"]),

@@ -117,6 +117,47 @@ def _one_thread(_: int) -> None:
     cv2.setNumThreads(0)  # the workers are the parallelism; threads in each would fight over the cores
 
 
+def explained(loader: Any) -> Iterator[Any]:
+    """The batches of a loader.
+
+    Raises:
+        DataError: an image that cannot be read, or a data worker that was killed.
+    """
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except Exception as error:
+            reason = _loader_error(error)
+            if reason is None:
+                raise
+            raise reason from error
+        yield batch
+
+
+def _loader_error(error: Exception) -> DataError | None:
+    """A sentence for what went wrong in a loader, None for an error of another kind."""
+    text = str(error)
+    if (fault := image_fault(error)) is not None:
+        return DataError(*fault)
+    if (
+        isinstance(error, DataError) and "Original Traceback" in text
+    ):  # of a worker, which hands on its traceback as text
+        return DataError(text.rstrip().rpartition("\n")[2].partition("DataError: ")[2])
+    if (
+        isinstance(error, RuntimeError)
+        and "DataLoader worker" in text
+        and ("exited unexpectedly" in text or "killed" in text)
+    ):
+        return DataError(
+            f"A process that loads the data was killed ({text.splitlines()[0]}); most often the memory ran out.",
+            "Lower data_num_workers or -b, then go on with --resume.",
+        )
+    return None
+
+
 class Prefetcher:
     """The next batch on the device, copied while the last one is trained on where the device can do that.
 
@@ -126,7 +167,7 @@ class Prefetcher:
     """
 
     def __init__(self, loader: Any, device: torch.device) -> None:
-        self.batches = iter(loader)
+        self.batches = explained(loader)
         self.device = device
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._load()

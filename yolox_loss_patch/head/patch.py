@@ -137,10 +137,15 @@ def find_head(model: Any) -> Any:
     """The YOLOX head of a model, of a parallel wrapper around it, or the head itself.
 
     Raises:
-        PatchError: there is none.
+        PatchError: there is none, or it was compiled.
     """
     model = getattr(model, "module", model)
     head = getattr(model, "head", model)
+    if hasattr(model, "_orig_mod") or hasattr(head, "_orig_mod"):
+        raise PatchError(
+            "This model was compiled, and what was compiled has the losses that it had then. Patch first, then compile: "
+            "torch.compile(patch_model(model, config))."
+        )
     if not isinstance(head, hosts.head_class()):
         raise PatchError(f"{type(model).__name__} has no YOLOX head: its head is a {type(head).__name__}.")
     return head

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from ..specs.registry import TERMS
 from ..specs.resolve import parts_of
 from . import hosts
 from .assign import Assignment, AssignmentProof, Rule, fast_assign, host_assign, needs_proof
+from .assign.rule import label_error
 from .facts import BatchFacts
 from .ignored import covered_by_regions, split_regions
 from .statistics import add_gradients, foreground_statistics
@@ -107,7 +109,8 @@ class LossStage:
 
         Raises:
             ConfigError: ``start_epoch`` of the L1 term under another trainer, ``loss_weights`` that do not fit.
-            NonFiniteError: predictions that are not finite, where the assignment failed for them.
+            NonFiniteError: predictions that are not finite.
+            DataError: a class that the head does not have.
         """
         self.check_schedules()
         grid = torch.cat([*x_shifts, *y_shifts, *expanded_strides], 1).view(3, -1)  # column, row, stride of each anchor
@@ -238,7 +241,8 @@ class LossStage:
             grid: ``(3, A)``: column, row and stride of each anchor.
 
         Raises:
-            NonFiniteError: the assignment failed, and predictions are not finite.
+            NonFiniteError: predictions that are not finite.
+            DataError: a class that the head does not have.
         """
         if self.ignores_regions:
             boxes, is_region = split_regions(labels)
@@ -259,6 +263,11 @@ class LossStage:
             "expanded_strides": grid[2:],
         }
         rule = self._rule(type(head))
+        # A sum is as quick as can be, and finite only where every summand is. Elsewhere asking for it would wait for the device.
+        if outputs.device.type == "cpu" and not math.isfinite(float(outputs.detach().sum(dtype=torch.float32))):
+            bad = non_finite(outputs)
+            if bad is not None:
+                raise bad
         try:
             if rule is None:
                 return host_assign(head, imgs=imgs, **scene)
@@ -267,10 +276,10 @@ class LossStage:
                 return self.proof.assign(head, rule, imgs, scene)
             return fast_assign(rule=rule, **scene)
         except (RuntimeError, IndexError) as error:
-            bad = non_finite(outputs)
-            if bad is None:
-                raise
-            raise bad from error
+            check_labels(labels, outputs.shape[2] - 5)
+            if (bad := non_finite(outputs)) is not None:
+                raise bad from error
+            raise
 
     def _rule(self, head_class: Any) -> Rule | None:
         """The rule for the kit's assigner, None for the host's."""
@@ -303,7 +312,7 @@ class LossStage:
 def non_finite(outputs: Tensor) -> NonFiniteError | None:
     """The error that names the terms whose predictions are not finite, None when all are.
 
-    The label assignment is the first to stumble over NaN, in words that say nothing of it.
+    The label assignment stumbles over NaN in words that say nothing of it, or leaves those anchors out.
 
     Args:
         outputs: ``(B, A, 5 + C)``: decoded box, objectness and class logits.
@@ -311,3 +320,20 @@ def non_finite(outputs: Tensor) -> NonFiniteError | None:
     terms = {"iou": outputs[..., :4], "obj": outputs[..., 4:5], "cls": outputs[..., 5:]}
     bad = [f"{term} (its predictions)" for term, pred in terms.items() if not torch.isfinite(pred).all()]
     return NonFiniteError(", ".join(bad)) if bad else None
+
+
+def check_labels(labels: Tensor, num_classes: int) -> None:
+    """Refuse a class that the head does not have.
+
+    Args:
+        labels: ``(B, M, 5)``: class and box, rows of zeros after the last box.
+        num_classes: of the head.
+
+    Raises:
+        DataError: the class, the image and the row.
+    """
+    is_box = labels[..., 1:].sum(2) != 0
+    wrong = (is_box & ((labels[..., 0] < 0) | (labels[..., 0] >= num_classes))).nonzero()
+    if len(wrong):
+        image, row = wrong[0].tolist()
+        raise label_error(image, row, float(labels[image, row, 0]), num_classes)

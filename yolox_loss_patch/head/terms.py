@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..errors import ConfigError
 from ..specs.build import check_numbers
 from ..specs.labels import label_of
 from ..specs.registry import LOSSES
@@ -88,6 +89,9 @@ def term_values(
         weight: part and its targets -> the weights of its elements, None without.
         factors: name of an ``avg_factor`` -> its value in this batch.
         facts: of the batch, those that a loss may ask for.
+
+    Raises:
+        ConfigError: a loss that does not return one number.
     """
     values = []
     for part in parts:
@@ -96,5 +100,17 @@ def term_values(
         element_weights = weight(part, targets)
         if element_weights is not None:
             extra["weight"] = element_weights
-        values.append(part.loss(pred, targets, avg_factor=factors[part.avg_factor], **extra))
+        value = part.loss(pred, targets, avg_factor=factors[part.avg_factor], **extra)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            raise ConfigError(f"The loss {part.label} returned {_described(value)}; a term of the training loss is one number, "
+                              "a tensor without dimensions. With avg_factor given, return loss.sum() / avg_factor.")  # fmt: skip
+        values.append(value)
     return values
+
+
+def _described(value: Any) -> str:
+    return (
+        f"a tensor of shape {tuple(value.shape)}"
+        if isinstance(value, Tensor)
+        else f"{value!r:.60} ({type(value).__name__})"
+    )

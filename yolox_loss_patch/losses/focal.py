@@ -19,7 +19,7 @@ from .state import RunningKernel, number_of_ranks, sum_over_ranks
 
 _HARD_OR_IOU, _IOU_OR_HARD = ("hard", "iou"), ("iou", "hard")
 _PER_CLASS = "a list of numbers at least 0, one per class, or a dict from class names to such numbers"
-FOCAL_LIMITS = {"alpha": Limits(low=0, high=1, also=(-1.0,)), "gamma": Limits(low=0)}
+FOCAL_LIMITS = {"alpha": Limits(low=0, high=1, also=(-1.0,)), "gamma": Limits(low=0, high=100)}
 _BCE, _YOLOX = "-t log p - (1-t) log(1-p)", "YOLOX 2107.08430"
 
 
@@ -96,7 +96,7 @@ def _factor(pred: Tensor, value: float | Sequence[float], knob: str) -> Tensor:
     formula=_BCE,
     source=_YOLOX,
     limits={
-        "pos_weight": Limits(kind="factor_or_factors", words=f"a number at least 0, or {_PER_CLASS}"),
+        "pos_weight": Limits(kind="factor_or_factors", words=f"a number from 0 to 1e6, or {_PER_CLASS}"),
         "class_weight": Limits(
             kind="class_weight",
             words=f"None, {_PER_CLASS}, 'inverse', or dict(type='effective_number', beta=0.999)",
@@ -104,7 +104,7 @@ def _factor(pred: Tensor, value: float | Sequence[float], knob: str) -> Tensor:
         "label_smoothing": Limits(low=0, high=1, open_high=True),
     },
 )
-@loss_row("obj", formula=_BCE, source=_YOLOX, limits={"pos_weight": Limits(low=0)}, targets=_HARD_OR_IOU)
+@loss_row("obj", formula=_BCE, source=_YOLOX, limits={"pos_weight": Limits(low=0, high=1e6)}, targets=_HARD_OR_IOU)
 def bce(
     pred: Tensor,
     target: Tensor,
@@ -192,8 +192,8 @@ def _focal(pred: Tensor, target: Tensor, alpha: float, gamma: float) -> tuple[Te
 
 
 _VARIFOCAL = "t > 0: t BCE(p, t); t = 0: alpha p^gamma BCE"
-_VARIFOCAL_LIMITS = {"alpha": Limits(low=0), "gamma": Limits(low=0), "iou_weighted": Limits()}
-_FACTOR_PER_CLASS = Limits(kind="factor_or_factors", words=f"a number at least 0, or {_PER_CLASS}")
+_VARIFOCAL_LIMITS = {"alpha": Limits(low=0, high=1e6), "gamma": Limits(low=0, high=100), "iou_weighted": Limits()}
+_FACTOR_PER_CLASS = Limits(kind="factor_or_factors", words=f"a number from 0 to 1e6, or {_PER_CLASS}")
 
 
 @loss_row(
@@ -256,7 +256,7 @@ def _varifocal(pred: Tensor, target: Tensor, alpha: float, gamma: float, iou_wei
     "cls",
     formula="|t - p|^beta BCE(p, t)",
     source="2006.04388",
-    limits={"beta": Limits(low=0)},
+    limits={"beta": Limits(low=0, high=100)},
     targets=_IOU_OR_HARD,
 )
 def quality_focal(pred: Tensor, target: Tensor, beta: float = 2.0) -> Tensor:

@@ -277,7 +277,7 @@ def eiou(pair: Pair) -> Penalties:
     "iou",
     formula="1 - IoU + (distance by angle + shape^theta)/2",
     source="2205.12740",
-    limits={"theta": Limits(low=1)},
+    limits={"theta": Limits(low=1, high=100)},
     power=1.0,
 )
 def siou(pair: Pair, theta: float = 4.0) -> Penalties:
@@ -338,7 +338,7 @@ def mpdiou(pair: Pair, image_size: tuple[float, float] | None = None) -> Penalti
     "iou",
     formula="1 - IoU + (hh dx2 + ww dy2)/c2 + shape/2, weights by the target's shape^scale",
     source="2312.17663",
-    limits={"scale": Limits(low=0)},
+    limits={"scale": Limits(low=0, high=1e6)},
     power=1.0,
 )
 def shape_iou(pair: Pair, scale: float = 0.0) -> Penalties:
@@ -375,7 +375,7 @@ def _let_go(pair: Pair, version: int = 2, lambda_: float = 1.3) -> Tensor | None
     "iou",
     formula="v1: 2 - IoU - exp(-P2); v2: 3 x exp(-x2) v1, x = lambda exp(-P)",
     source="Powerful-IoU, Neural Networks 170 (2024)",
-    limits={"version": Limits(choices=(1, 2)), "lambda_": Limits(low=0, open_low=True)},
+    limits={"version": Limits(choices=(1, 2)), "lambda_": Limits(low=0, high=1e6, open_low=True)},
     power=1.0,
     attention=_let_go,
 )

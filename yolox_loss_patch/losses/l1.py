@@ -34,7 +34,7 @@ def l1(pred: Tensor, target: Tensor) -> Tensor:
     "l1",
     formula="|d| < beta: d2/(2 beta), else |d| - beta/2",
     source="1504.08083",
-    limits={"beta": Limits(low=1e-6)},
+    limits={"beta": Limits(low=1e-6, high=1e6)},
 )
 def smooth_l1(pred: Tensor, target: Tensor, beta: float = 1.0) -> Tensor:
     """Smooth L1: ``d2/(2 beta)`` below beta, ``|d| - beta/2`` above, with ``d = pred - target``.
@@ -71,7 +71,11 @@ def l2(pred: Tensor, target: Tensor) -> Tensor:
     formula="|d| < beta: alpha/b (b|d| + 1) ln(b|d|/beta + 1) - alpha|d|, else gamma|d| + gamma/b - alpha beta",
     source="1904.02701",
     # Within these, exp(gamma/alpha) has room in fp32.
-    limits={"alpha": Limits(low=0.1), "gamma": Limits(low=0, high=3, open_low=True), "beta": Limits(low=1e-3)},
+    limits={
+        "alpha": Limits(low=0.1, high=1e6),
+        "gamma": Limits(low=0, high=3, open_low=True),
+        "beta": Limits(low=1e-3, high=1e6),
+    },
 )
 def balanced_l1(pred: Tensor, target: Tensor, alpha: float = 0.5, gamma: float = 1.5, beta: float = 1.0) -> Tensor:
     """Balanced L1 of Libra R-CNN: the gradient of easy offsets raised, that of outliers capped at gamma.

@@ -15,12 +15,12 @@ from torch import Tensor
 from . import focal
 from .row import Limits, loss_row
 
-_SMOOTH = Limits(low=1e-6)  # less is 0 in fp32, and 0/0 in an image without a box
+_SMOOTH = Limits(low=1e-6, high=1e6)  # less is 0 in fp32, and 0/0 in an image without a box
 # Foreground anchors have no order by image, so only the objectness map can be split by image.
 _SCOPE = {"scope": Limits(choices=("batch", "image"))}
 _DICE = {"smooth": _SMOOTH, "squared": Limits()}
-_TVERSKY = {"alpha": Limits(low=0), "beta": Limits(low=0), "smooth": _SMOOTH}
-_DICE_FOCAL = {**_DICE, **focal.FOCAL_LIMITS, "weight": Limits(low=0)}
+_TVERSKY = {"alpha": Limits(low=0, high=1e6), "beta": Limits(low=0, high=1e6), "smooth": _SMOOTH}
+_DICE_FOCAL = {**_DICE, **focal.FOCAL_LIMITS, "weight": Limits(low=0, high=1e6)}
 _DICE_FORMULA, _DICE_SOURCE = "1 - (2 sum p t + s)/(sum p + sum t + s)", "1606.04797"
 _TVERSKY_FORMULA, _TVERSKY_SOURCE = "1 - (TP + s)/(TP + alpha FP + beta FN + s)", "1706.05721"
 _DICE_FOCAL_FORMULA, _DICE_FOCAL_SOURCE = "dice + weight x mean focal", "1606.04797, 1708.02002"

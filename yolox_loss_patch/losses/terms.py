@@ -6,6 +6,7 @@ kernel -> element weights -> reduction with ``avg_factor`` -> ``loss_weight``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -76,9 +77,13 @@ class LossModule(nn.Module):
             One number, or with reduction ``none`` the loss of each element.
 
         Raises:
+            TypeError: an array or a list in place of a tensor.
             ValueError: shapes that do not fit, an unknown reduction, ``sum`` with ``avg_factor``, an ``avg_factor`` that
                 is not one number above 0 (a tensor's value is not looked at, which would wait for the device).
         """
+        for name, value in (("pred", pred), ("target", target), ("weight", weight)):
+            if not isinstance(value, Tensor) and (value is not None or name != "weight"):
+                raise TypeError(f"{self._label()}: {name} is a tensor; got {type(value).__name__}")
         if target.dim() == 1 and pred.dim() == 2 and not (target.is_floating_point() or target.dtype == torch.bool):
             target = _one_per_class(target, pred.shape[1])
         return self.compute(Call(pred, target, weight, avg_factor, reduction_override, facts))
@@ -86,6 +91,10 @@ class LossModule(nn.Module):
     def compute(self, call: Call) -> Tensor:
         """The loss of a call."""
         raise NotImplementedError
+
+    def _label(self) -> str:
+        """The loss's name, for messages."""
+        return str(getattr(self, "_where", type(self).__name__))
 
     def running_state(self) -> dict[str, Tensor]:
         """What the loss has learnt from the batches so far; empty for most losses."""
@@ -173,7 +182,7 @@ class TermLoss(LossModule):
         if isinstance(avg_factor, Tensor):
             if avg_factor.numel() != 1:
                 raise ValueError(f"{self._where}: avg_factor is one number; got a tensor {tuple(avg_factor.shape)}")
-        elif avg_factor is not None and not avg_factor > 0:
+        elif avg_factor is not None and not (isinstance(avg_factor, Real) and avg_factor > 0):
             raise ValueError(f"{self._where}: avg_factor is a number above 0; got {avg_factor!r}")
         if pred.shape != target.shape:
             raise ValueError(

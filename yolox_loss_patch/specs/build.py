@@ -91,9 +91,10 @@ def _of_kit(term: str, loss: Loss, resolved: dict[str, Any]) -> nn.Module:
         # Where each anchor of all ranks counts the same, the unit is that of all of them.
         return Calibrated(module, over_ranks=resolved.get("avg_factor") == "global")
     except ValueError as error:
+        knobs_in_words = ", ".join(f"{key}={value!r}" for key, value in knobs.items()) or "these knobs"
         raise ConfigError(
-            f"loss_{term}: {name} cannot be calibrated with these knobs, as {error}. Leave calibrated out to train the "
-            "formula as it is."
+            f"loss_{term}: {name} cannot be calibrated with {knobs_in_words}, as {error}. Take other knobs, or leave "
+            "calibrated out to train the formula as it is."
         ) from error
 
 

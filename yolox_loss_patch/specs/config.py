@@ -23,7 +23,7 @@ ASSIGNERS = ("auto", "fast", "host")
 ALIASES = {"loss_bbox": "loss_iou"}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class LossConfig:
     """The specs of the four terms; the defaults are stock YOLOX.
 
@@ -32,6 +32,7 @@ class LossConfig:
         loss_assign: ``fast``, the kit's label assignment, which gives the matches of a known host (an unknown host's
             own is used instead); ``host``, the host's own; ``auto``, fast where it gives the host's matches: on a CPU it
             does to the bit, on an accelerator the first batches of a training show it.
+        loss_bbox: another name of ``loss_iou``.
 
     Raises:
         ConfigError: a spec that cannot be.
@@ -45,7 +46,30 @@ class LossConfig:
     loss_l1: Any = "l1"
     loss_assign: str = "auto"
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        loss_obj: Any = "bce",
+        loss_cls: Any = "bce",
+        loss_iou: Any = "iou",
+        loss_l1: Any = "l1",
+        loss_assign: str = "auto",
+        **more: Any,
+    ) -> None:
+        specs = {"loss_obj": loss_obj, "loss_cls": loss_cls, "loss_iou": loss_iou, "loss_l1": loss_l1}
+        for key, spec in more.items():
+            if key not in ALIASES:
+                raise ConfigError(
+                    f"There is no {key!r}.{nearest(key, (*KEYS, *ALIASES))} Choose from: {', '.join(KEYS)}, loss_assign."
+                )
+            name = ALIASES[key]
+            if specs[name] != type(self).__dataclass_fields__[name].default:
+                raise ConfigError(f"{key} is another name of {name}; keep one of them.")
+            specs[name] = spec
+        for key, spec in {**specs, "loss_assign": loss_assign}.items():
+            object.__setattr__(self, key, spec)  # frozen: nobody else sets anything
+        self._check()
+
+    def _check(self) -> None:
         for term, resolved in self.resolved().items():
             for spec in parts_of(resolved):
                 if spec["reduction"] == "none":

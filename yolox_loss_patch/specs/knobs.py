@@ -135,7 +135,9 @@ def first_epoch(value: Any) -> int:
 
 def _factor(value: Any) -> float:
     value = as_python(value)
-    if not is_number(value) or value < 0:
+    if (
+        not is_number(value) or not 0 <= value <= 1e6
+    ):  # beyond, a sum over the anchors overflows fp32 or drowns the others
         raise ValueError
     return float(value)
 

@@ -114,3 +114,22 @@ MMDET = {
     "MSELoss": MMDetName("l2"),
     "BalancedL1Loss": MMDetName("balanced_l1"),
 }
+
+
+def explain_mmdet(name: str) -> str:
+    """How a class of MMDetection reads in an experiment, in lines."""
+    entry = MMDET[name]
+    if entry.refuse:
+        return f"{name} (MMDetection) does not read here: {entry.refuse}"
+    knobs = "".join(f", {key}={value!r}" for key, value in {**{key: entry.must[key] for key in entry.said}}.items())
+    lines = [f"{name} (MMDetection) reads as {entry.name}: dict(type='{name}'{knobs})"]
+    for title, values in (
+        ("its defaults that differ from those of " + entry.name, entry.defaults),
+        ("only these values have a meaning here", entry.must),
+        ("names that differ here", entry.renamed),
+    ):
+        if values:
+            lines.append(f"  {title}: " + ", ".join(f"{key}={value!r}" for key, value in values.items()))
+    if entry.terms:
+        lines.append(f"  for {', '.join(f'loss_{term}' for term in entry.terms)}")
+    return "\n".join(lines)

@@ -21,7 +21,7 @@ from .plain import plain
 from .registry import LOSSES, Registry, check_term
 
 COMMON = {
-    "loss_weight": Knob(1.0, parse=weight, words="a number at least 0, or a schedule {epoch: number}"),
+    "loss_weight": Knob(1.0, parse=weight, words="a number from 0 to 1e6, or a schedule {epoch: number}"),
     "reduction": Knob("mean", choices=("mean", "sum", "none")),
 }
 # What the loss stage does before and after the loss itself; a user's losses have these too.

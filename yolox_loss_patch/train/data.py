@@ -72,6 +72,11 @@ class TrainingData:
         if hosts.is_coco_evaluator(evaluator):
             evaluator = Evaluator(evaluator, compute.device)
             evaluator.host.dataloader.pin_memory = compute.is_cuda
+        elif not compute.is_cuda and type(evaluator).__module__.split(".")[0] == "yolox":
+            raise RunError(
+                f"YOLOX's {type(evaluator).__name__} evaluates on CUDA only, and this training is on {compute.device.type}. "
+                "Train on CUDA, or give the data as COCO (yolox.evaluators.COCOEvaluator), which the kit evaluates on any device."
+            )
         elif not compute.is_cuda:
             logger.warning(f"{type(evaluator).__name__} is not the kit's and may need CUDA.")
         self.evaluator = evaluator

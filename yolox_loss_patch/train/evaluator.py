@@ -15,6 +15,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
+from ..data.loader import explained
 from ..head import hosts
 from ..runs.record import AP_COLUMNS
 from .validation.loss import ValidationLoss
@@ -92,7 +93,9 @@ class Evaluator:
         broken = 0
         started = time.perf_counter()
         loss = None if self.stage is None else ValidationLoss.of(self.stage, host.dataloader.dataset)
-        for images, _labels, info, ids in tqdm(host.dataloader, desc="evaluate", leave=False, disable=rank != 0):
+        for images, _labels, info, ids in tqdm(
+            explained(host.dataloader), desc="evaluate", total=len(host.dataloader), leave=False, disable=rank != 0
+        ):
             images = images.to(self.device, torch.float16 if half else torch.float32)
             with contextlib.nullcontext() if loss is None else loss.watch(model):
                 outputs = model(images).float()

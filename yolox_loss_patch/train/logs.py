@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import sys
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
@@ -84,6 +85,8 @@ class Curves:
         if args.logger == "tensorboard":
             self.tblogger = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step or None)
         elif args.logger == "wandb":
+            if importlib.util.find_spec("wandb") is None:
+                raise ConfigError("-l wandb needs Weights & Biases, which is not installed: pip install wandb")
             from yolox.utils import WandbLogger
 
             options = zip(args.opts[::2], args.opts[1::2], strict=True)

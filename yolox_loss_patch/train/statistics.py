@@ -123,9 +123,11 @@ def not_finite_error(terms: str, epoch: int, iteration: int, iterations: int, fi
         files: the images of the batch.
         folder: of the run.
     """
+    kept = folder / "latest_ckpt.pth"
+    last = f"the last good checkpoint is {kept} (epoch {epoch - 1})" if kept.is_file() else "there is no checkpoint yet"
     return RunError(
         f"The loss is not finite: {terms} in epoch {epoch}, iteration {iteration} of {iterations}, images {files}. No step "
-        f"was made from it; the last good checkpoint is {folder / 'latest_ckpt.pth'} (epoch {epoch - 1}). "
+        f"was made from it; {last}. "
         "Often the learning rate is too high for this loss: lower basic_lr_per_img or the term's loss_weight."
     )
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ...errors import DataError
+
 TOP_IOUS = 10  # SimOTA's k is the sum of so many of the highest IoUs, and therefore at most this
 IOU_WEIGHT = 3.0  # of the IoU's cost beside the class's
 EPS = 1e-8  # added to an IoU before its logarithm
@@ -67,3 +69,12 @@ class Rule:
 
 RULE_0_3_0 = Rule(radius=2.5, in_box=True, penalty=1e5)
 RULE_MAIN = Rule(radius=1.5, in_box=False, penalty=1e6)
+
+
+def label_error(image: int, row: int, label: float, num_classes: int) -> DataError:
+    """The error for a class that the head does not have."""
+    return DataError(
+        f"The labels of image {image} of the batch hold class {label:g} in row {row}; the head has the classes 0 to "
+        f"{num_classes - 1}.",
+        "Correct the labels, or build the head with more classes.",
+    )

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .costs import PairCosts, cache_bytes
-from .rule import TOP_IOUS, Assignment, Rule
+from .rule import TOP_IOUS, Assignment, Rule, label_error
 from .scene import GroundTruth, Scene, Sides, boxes_per_image, pairwise_iou, sides_of
 
 
@@ -73,7 +73,7 @@ def assign_sparse(scene: Scene, levels: list[Level]) -> Assignment:
     """The matches of a scene whose anchors are these feature maps.
 
     Raises:
-        ValueError: the labels hold a class that the head does not have.
+        DataError: the labels hold a class that the head does not have.
     """
     rule, anchors = scene.rule, scene.anchors
     counts = boxes_per_image(scene.labels)
@@ -83,7 +83,8 @@ def assign_sparse(scene: Scene, levels: list[Level]) -> Assignment:
     gts = scene.labels[image, slot]
     classes, boxes = gts[:, 0].to(torch.int64), gts[:, 1:5].to(scene.dtype)
     if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < scene.cls.shape[1]:
-        raise ValueError(f"The labels hold class {int(classes.max())}, the head has {scene.cls.shape[1]} classes.")
+        row = int(((classes < 0) | (classes >= scene.cls.shape[1])).nonzero()[0])
+        raise label_error(int(image[row]), int(slot[row]), float(gts[row, 0]), scene.cls.shape[1])
     truth = GroundTruth(image, slot, classes, boxes, sides_of(boxes), starts)
 
     candidates, pairs, per_row = _geometry(scene, levels, truth)
