@@ -67,7 +67,7 @@ def test_a_loss_of_the_user_that_returns_no_number_is_named(case, term):
         head = ylp.patch_model(make_head(), ylp.LossConfig(**{f"loss_{term}": name}))
     finally:
         ylp.LOSSES.rows[term].pop(name)  # the other tests count the losses
-    with pytest.raises(ylp.ConfigError, match=f"The loss {name} returned {words}.*one number"):
+    with pytest.raises(ylp.ConfigError, match=rf"The loss {name}\S* returned {words}.*one number"):
         run_head(head, make_batch())
 
 

@@ -158,10 +158,11 @@ _NOT_FOUND = re.compile(r"file named (.*) not found")
 
 def image_fault(error: BaseException) -> tuple[str, str] | None:
     """What is wrong with the image that made YOLOX raise this, and what to do; None for an error of another kind."""
-    match = _NOT_FOUND.search(str(error)) if isinstance(error, AssertionError) else None
-    if match is None:
+    # The last: a worker's error comes with its traceback, which shows the line of code that says so.
+    names = _NOT_FOUND.findall(str(error)) if isinstance(error, AssertionError) else []
+    if not names:
         return None
-    path = Path(match[1])
+    path = Path(names[-1])
     kind, _ = _decode(path) or ("unreadable", "")
     _, text, remedy = _KINDS[kind]
     return f"The image {path.name!r} in {str(path.parent)!r} cannot be read: it {text}.", remedy
