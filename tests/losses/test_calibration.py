@@ -250,7 +250,7 @@ def test_a_diverged_network_has_a_loss_of_nan():
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
 def test_a_loss_that_pulls_one_way_only_cannot_be_calibrated(alpha):
-    with pytest.raises(ValueError, match="no probability"):
+    with pytest.raises(ValueError, match="a pull of it is 0"):
         Calibrated(build_loss("obj", dict(type="focal", alpha=alpha)))
 
 
