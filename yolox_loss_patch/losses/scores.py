@@ -35,7 +35,7 @@ def _gentle_power(base: Tensor, exponent: float) -> Tensor:
     source="2204.12511",
     limits={
         "eps": Limits(low=-1, high=1000),
-        "gamma": Limits(low=0),
+        "gamma": Limits(low=0, high=100),
         "alpha": Limits(low=0, high=1, also=(-1.0,)),
     },
 )
@@ -65,8 +65,8 @@ def poly(pred: Tensor, target: Tensor, eps: float = 1.0, gamma: float = 0.0, alp
     formula="-t (1-p)^g_pos log p - (1-t) p_m^g_neg log(1-p_m), p_m = max(p - margin, 0)",
     source="2009.14119",
     limits={
-        "gamma_pos": Limits(low=0),
-        "gamma_neg": Limits(low=0),
+        "gamma_pos": Limits(low=0, high=100),
+        "gamma_neg": Limits(low=0, high=100),
         "margin": Limits(low=0, high=1, open_high=True),
         "detach": Limits(),
     },
@@ -107,7 +107,7 @@ def asymmetric(
     "cls",
     formula="t > 0: BCE(p, t^gamma); t = 0: p^gamma BCE(p, 0)",
     source="DEIM 2412.04234",
-    limits={"gamma": Limits(low=0)},
+    limits={"gamma": Limits(low=0, high=100)},
     targets=_IOU_OR_HARD,
 )
 def matchability(pred: Tensor, target: Tensor, gamma: float = 1.5) -> Tensor:
