@@ -43,17 +43,25 @@ def file_as_folder():
 
 # what is made, the verb, words of the error
 FILES = {
-    "empty": (write(b""), EVAL, ["'given.pth' is empty"]),
+    "empty": (write(b""), EVAL, ["'given.pth' cannot be read as a checkpoint: it is empty"]),
     "a page": (
         write(b"<!DOCTYPE html><html>not found</html>"),
         EVAL,
-        ["'given.pth' is an HTML page", "Download the file"],
+        ["it is a web page, as a failed download leaves it"],
     ),
-    "garbage": (write(b"garbage " * 100), EVAL, ["'given.pth' cannot be read as a checkpoint", "Copy it anew"]),
+    "garbage": (write(b"garbage " * 100), EVAL, ["'given.pth' cannot be read as a checkpoint"]),
     "no model": (save(weights=1), EVAL, ["it has no 'model'"]),
-    "only model": (save(model=weights), RESUME, ["cannot be resumed: it has no 'optimizer'", "Fine-tune from it"]),
-    "no epoch": (save(model=weights, optimizer=dict), RESUME, ["it has no 'start_epoch'", "say the epoch with -e"]),
-    "foreign optimizer": (save(model=weights, optimizer=foreign, start_epoch=1), RESUME, ["optimizer is another than"]),
+    "only model": (
+        save(model=weights),
+        RESUME,
+        ["holds no state to resume from (no 'optimizer'", "leave out --resume"],
+    ),
+    "no epoch": (save(model=weights, optimizer=dict), RESUME, ["holds no state to resume from (no 'start_epoch')"]),
+    "foreign optimizer": (
+        save(model=weights, optimizer=foreign, start_epoch=1),
+        RESUME,
+        ["is not that of this experiment"],
+    ),
     "a file in place of the folder": (file_as_folder, TRAIN, ["YOLOX_outputs"]),
     "a logger that is not there": (None, (*TRAIN[:7], "-l", "wandb", *TRAIN[7:]), ["pip install wandb"]),
     "a word for doctor": (None, ("doctor", "tiny.py"), ["does not know 'tiny.py'", "Did you mean -f tiny.py?"]),

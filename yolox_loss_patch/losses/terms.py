@@ -107,6 +107,10 @@ class LossModule(nn.Module):
         """Tell the epoch, counted from 1, to a loss whose ``loss_weight`` is a schedule."""
 
 
+def _is_above_zero(value: Any) -> bool:
+    return isinstance(value, Real) and bool(value > 0)  # type: ignore[operator]
+
+
 def _one_per_class(target: Tensor, num_classes: int) -> Tensor:
     """Class numbers ``(N,)`` as targets ``(N, C)``; C and -1 are no class."""
     if target.numel() and (int(target.min()) < -1 or int(target.max()) > num_classes):
@@ -182,7 +186,7 @@ class TermLoss(LossModule):
         if isinstance(avg_factor, Tensor):
             if avg_factor.numel() != 1:
                 raise ValueError(f"{self._where}: avg_factor is one number; got a tensor {tuple(avg_factor.shape)}")
-        elif avg_factor is not None and not (isinstance(avg_factor, Real) and avg_factor > 0):
+        elif avg_factor is not None and not _is_above_zero(avg_factor):
             raise ValueError(f"{self._where}: avg_factor is a number above 0; got {avg_factor!r}")
         if pred.shape != target.shape:
             raise ValueError(

@@ -34,14 +34,6 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
     multiarray = getattr(np, "_core", None) or np.core
     scalar = [(multiarray.multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
     kinds: list[Any] = [np.dtype, *(type(np.dtype(kind)) for kind in (np.float64, np.float32))]
-    if os.path.getsize(path) == 0:
-        raise RunError(f"The checkpoint {str(path)!r} is empty. Copy it anew, or take another.")
-    with open(path, "rb") as file:
-        if file.read(512).lstrip().lower().startswith((b"<!doctype", b"<html")):
-            raise RunError(
-                f"The checkpoint {str(path)!r} is an HTML page, which a browser or wget saved in its place. Download the file "
-                "itself."
-            )
     try:
         with torch.serialization.safe_globals([*scalar, *kinds]):
             checkpoint = torch.load(path, map_location=device, weights_only=True)
