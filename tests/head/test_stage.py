@@ -229,7 +229,7 @@ EVERY = [(term, name) for term, names in ylp.available_losses().items() for name
 _KIND = {"ghmc": "set", "dice": "set", "tversky": "set", "dice_focal": "set"}
 
 
-# What slide makes of the IoUs that the stage tells it: tests/losses/test_scores.py.
+# What slide makes of the IoUs that the stage tells it: tests/losses/test_more_scores.py.
 @pytest.mark.parametrize("term,name", [each for each in EVERY if each[1] != "slide"])
 def test_a_name_means_its_formula(term, name):
     """A patched head's term is the float64 reference, summed over targets captured from the head, and so is its gradient."""

@@ -90,7 +90,7 @@ ROWS = [
     *logit("dice", ref.ref_dice, {"squared": True}, {"smooth": 0.1}, kind="region"),
     *logit("tversky", ref.ref_tversky, {"alpha": 0.6, "beta": 0.2}, {"smooth": 5.0}, kind="region"),
     *logit("dice_focal", ref.ref_dice_focal, {"weight": 3.0, "alpha": 0.6, "gamma": 1.0}, kind="region"),
-    # These depend on facts of the batch or on earlier batches: tests/losses/test_scores.py.
+    # These depend on facts of the batch or on earlier batches: tests/losses/test_more_scores.py.
     Row(BOTH, "slide", {}, ref.ref_slide, "facts"),
     Row(("cls",), "eqlv2", {}, ref.ref_eqlv2, "memory"),
     *offset("l1", ref.ref_l1),
