@@ -13,11 +13,12 @@ from conftest import EXP, cli
 from made_runs import edit, make_data, make_run
 
 from yolox_loss_patch import cli as command
+from yolox_loss_patch.compare.answers import answers
 from yolox_loss_patch.compare.comparison import analyse, compare
 from yolox_loss_patch.compare.detections import Truth
 from yolox_loss_patch.compare.judging import resample
 from yolox_loss_patch.compare.results import Result, Summary
-from yolox_loss_patch.compare.tables import answers, as_csv, as_text, side_by_side, tables
+from yolox_loss_patch.compare.tables import as_csv, as_text, side_by_side, tables
 from yolox_loss_patch.errors import RunError
 from yolox_loss_patch.runs.record import read_metrics
 from yolox_loss_patch.runs.selection import Group, Run

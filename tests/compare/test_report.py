@@ -14,10 +14,11 @@ from made_runs import edit, make_data, make_run
 from PIL import Image
 
 from yolox_loss_patch.compare import figures, report
+from yolox_loss_patch.compare.answers import answers
 from yolox_loss_patch.compare.comparison import analyse, compare
 from yolox_loss_patch.compare.pages import sort_value
 from yolox_loss_patch.compare.report import write
-from yolox_loss_patch.compare.tables import answers, tables
+from yolox_loss_patch.compare.tables import tables
 from yolox_loss_patch.errors import RunError
 
 # What a name may hold that a page could take for its own.

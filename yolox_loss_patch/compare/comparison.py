@@ -17,11 +17,12 @@ from ..runs.result_files import file_groups, read_results
 from ..runs.selection import Group, Run, Selection, differing, facts, group, select, surroundings, unknown
 from ..specs.knobs import nearest
 from ..specs.labels import label_of
+from .answers import plan_text
 from .detections import Truth
 from .judging import by_unit, class_places, judge, judge_classes, resample
 from .results import MEANS, Comparison, ImageDifference, Result, Shapes, Summary
 from .statistics import BETTER, EQUAL, MARGIN, WORSE, evaluation_noise, pooled_spread
-from .tables import as_text, plan_text, side_by_side
+from .tables import as_text, side_by_side
 
 # A share of the first learning rate at which AP hardly moves any more from epoch to epoch; measured in docs/which_loss.md.
 _SETTLED = 0.002

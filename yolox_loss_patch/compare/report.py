@@ -10,12 +10,13 @@ from pathlib import Path
 
 from ..errors import RunError
 from ..runs.selection import Run
+from .answers import answers
 from .figures import ANSWER, overview, panels
 from .images import Picture, image_rows, images_overview
 from .pages import by_section, data_uri, page_bytes, template, training_command
 from .results import Comparison
 from .statistics import BETTER, EQUAL, WORSE
-from .tables import answers, as_csv, as_json, as_text, remarks, shared_columns, tables
+from .tables import as_csv, as_json, as_text, remarks, shared_columns, tables
 
 _SIGNS = {BETTER: ("better", "▲"), WORSE: ("worse", "▼"), EQUAL: ("same", "=")}
 

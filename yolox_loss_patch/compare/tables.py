@@ -8,33 +8,13 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from tabulate import tabulate
-
-from ..errors import RunError
 from ..runs.record import AP_COLUMNS
+from .answers import interval_text, markdown, p_text, points, signed, takes
 from .detections import ERRORS
 from .results import MEANS, Comparison, Result, Summary
-from .statistics import (
-    BETTER,
-    EQUAL,
-    UNCLEAR,
-    WORSE,
-    Components,
-    Difference,
-    Interval,
-    detectable,
-    images_needed,
-    power,
-    seeds_needed,
-)
+from .statistics import Difference, Interval
 
 FLATTERED = "The best of many evaluations on the same data is flattered, the more so the noisier the curve: read the last epoch."
-_SENTENCES = {
-    BETTER: "better than {base}",
-    WORSE: "worse than {base}",
-    EQUAL: "equal to {base}",
-    UNCLEAR: "unclear against {base}",
-}
 # With more groups, a column for each is wider than any screen.
 _MOST_COLUMNS = 7
 # Title, header, rows, note.
@@ -57,14 +37,6 @@ def tables(comparison: Comparison) -> list[Table]:
 
 def _number(value: float | None, digits: int = 4) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.4f}"
-
-
-def _range(interval: Interval | None) -> str:
-    return "-" if interval is None else f"[{_signed(interval.low)}, {_signed(interval.high)}]"
 
 
 def _mean(summary: Summary, digits: int = 4) -> str:
@@ -90,7 +62,7 @@ def _head(comparison: Comparison) -> Table:
 
 
 def _differences_table(comparison: Comparison) -> Table:
-    base, margin = comparison.results[0], _points(comparison.margin)
+    base, margin = comparison.results[0], points(comparison.margin)
     several = comparison.tests > 1
     header = [
         "",
@@ -114,10 +86,10 @@ def _differences_table(comparison: Comparison) -> Table:
             continue
         pairs = "pair" if found.seeds == 1 else "pairs"
         rows.append(
-            [result.label, _signed(found.mean), _range(found.interval), _p(found.p),
-             *([_p(result.p_holm)] if several else []), _p(found.p_equal), f"{result.verdict}{_limits(found)}",
+            [result.label, signed(found.mean), interval_text(found.interval), p_text(found.p),
+             *([p_text(result.p_holm)] if several else []), p_text(found.p_equal), f"{result.verdict}{_limits(found)}",
              f"{found.seeds} {pairs if found.paired else 'without pairs'}",
-             "-" if found.images is None else str(found.images), _takes(found, comparison)]
+             "-" if found.images is None else str(found.images), takes(found, comparison)]
         )  # fmt: skip
     note = (
         f"{'Last epoch a' if not comparison.from_files else 'A'}gainst {base.label!r}. The interval holds what other seeds and "
@@ -134,164 +106,6 @@ def _limits(found: Difference) -> str:
     if found.interval is None:
         return ""
     return " (one seed: images only)" if found.se_seeds is None else " (seeds only)" if found.se_images is None else ""
-
-
-def _points(margin: float) -> str:
-    return f"{100 * margin:g} AP"
-
-
-def _p(value: float | None) -> str:
-    return "-" if value is None else "<0.0001" if value < 0.0001 else f"{value:.4f}"
-
-
-def _components(found: Difference) -> Components | None:
-    """What a difference varies by; without detections the seeds alone."""
-    if found.components is not None:
-        return found.components
-    if found.se_seeds is not None and found.se_images is None:
-        return Components(found.se_seeds**2 * found.seeds, 0.0, 0.0, 1)
-    return None
-
-
-def _takes(found: Difference, comparison: Comparison) -> str:
-    """The seeds and images with which a difference of the margin would be found, in a cell."""
-    components = _components(found)
-    if components is None:
-        return "?"
-    seeds = seeds_needed(components, components.number, comparison.margin, comparison.tests)
-    if found.images is None:
-        return "?" if seeds is None else f"{seeds} seeds"
-    if seeds is None:
-        images = images_needed(components, max(found.seeds, 10), comparison.margin, comparison.tests)
-        return f"{max(found.seeds, 10)} seeds, {_round(images)} images"
-    return f"{seeds} seeds"
-
-
-def _round(images: int | None) -> str:
-    """Two digits are as many as a forecast has."""
-    if images is None:
-        return "over 10 million"
-    return str(int(float(f"{images:.2g}")))
-
-
-def missing(found: Difference, comparison: Comparison) -> str:
-    """What is missing for a verdict, as a sentence part: seeds, images, or that the images alone rule it out."""
-    margin = _points(comparison.margin)
-    if found.interval is None:
-        return "one seed and no detections: nothing is known about other seeds or images"
-    if found.se_seeds is None:
-        return "one seed: the interval holds other images only, nothing is known about training again; train three seeds or more"
-    components = _components(found)
-    if components is None:
-        return ""
-    tests = comparison.tests
-    seeds = seeds_needed(components, components.number, comparison.margin, tests)
-    if found.images is None:
-        return f"{_more(seeds, found)} show a difference of {margin}; without detections nothing is known about other images"
-    if seeds is not None and seeds <= found.seeds:
-        return f"these seeds and images find a difference of {margin} in 8 of 10 cases; this one lies near the margin"
-    images = images_needed(components, found.seeds, comparison.margin, tests)
-    on_more = "" if images is None else f", or these seeds on about {_round(images)} images"
-    if seeds is None:
-        many = max(found.seeds, 10)
-        return (
-            f"the {found.images} images alone rule it out: no number of seeds shows a difference of {margin} on them; it takes "
-            f"about {_round(images_needed(components, many, comparison.margin, tests))} images with {many} seeds"
-        )
-    return f"{_more(seeds, found)} on these images show a difference of {margin} in 8 of 10 cases{on_more}"
-
-
-def _more(seeds: int | None, found: Difference) -> str:
-    if seeds is None:
-        return "no number of seeds would"
-    more = seeds - found.seeds
-    return f"{more} more seed{'s' * (more != 1)}" if more > 0 else "as many seeds"
-
-
-def answers(comparison: Comparison) -> list[tuple[str, str, str]]:
-    """The answer in words for each group but the baseline: its name, the verdict, what the verdict stands on."""
-    base = comparison.results[0].label
-    return [(result.label, *_answer(result, base, comparison)) for result in comparison.results[1:]]
-
-
-def _answer(result: Result, base: str, comparison: Comparison) -> tuple[str, str]:
-    found = result.difference
-    words = _SENTENCES.get(result.verdict, result.verdict).format(base=base)
-    if found is None:
-        return words, ""
-    parts = [f"{comparison.title} {_signed(found.mean)}"]
-    parts += [f"95% {_range(found.interval)}"] if found.interval else []
-    parts += (
-        [f"p {_p(result.p_holm)}" + (f" (Holm, {comparison.tests} groups)" if comparison.tests > 1 else "")]
-        if found.p is not None
-        else []
-    )
-    parts.append(f"{found.seeds} seed{'s' * (found.seeds != 1)}" + ("" if found.paired else " per group, not paired"))
-    parts += [f"{found.images} images"] if found.images else []
-    if result.verdict == EQUAL and found.interval90:
-        parts.append(f"the 90% interval {_range(found.interval90)} lies within {_points(comparison.margin)}")
-    elif result.verdict == UNCLEAR:
-        if found.p is not None and found.p < 0.05:
-            parts.append(
-                f"alone it would count as a difference, but among {comparison.tests} groups chance explains it"
-            )
-        parts.append(missing(found, comparison))
-    elif result.verdict in (BETTER, WORSE) and abs(found.mean) < comparison.margin:
-        parts.append(f"less than {_points(comparison.margin)}")
-    if result.verdict != UNCLEAR and found.se_seeds is None:
-        parts.append(
-            "one seed: this holds for these two trainings on other images; nothing is known about training again"
-        )
-    if result.verdict != UNCLEAR and found.se_images is None and found.se_seeds is not None:
-        parts.append("seeds only: nothing is known about other images")
-    return words, ", ".join(part for part in parts if part)
-
-
-def plan_text(comparison: Comparison) -> str:
-    """How many seeds and images find which difference, from what the runs at hand vary by."""
-    known = [result.difference.components for result in comparison.results[1:]
-             if result.difference is not None and result.difference.components is not None]  # fmt: skip
-    if not known:
-        raise RunError(
-            "--plan needs the detections of two groups with two seeds or more each, from which it takes how seeds and images "
-            "vary; train two seeds of stock and of another loss, or make detections with yolox-loss eval --save."
-        )
-    number, tests = known[0].number, comparison.tests
-    seeds_part, images_part, both = (
-        sum(getattr(part, name) for part in known) / len(known) for name in ("seeds", "images", "both")
-    )
-    pooled = Components(seeds_part, images_part, both, number)
-    margin, sizes = comparison.margin, [round(number * times) for times in (1, 2, 5, 10)]
-    images = _round(images_needed(pooled, 10, margin, tests))
-    seeds = seeds_needed(pooled, number, margin, tests)
-    answer = (
-        f"{seeds} seeds on the {number} images at hand."
-        if seeds is not None
-        else f"no number of seeds on the {number} images at hand; 10 seeds on about {images} images."
-    )
-    rows = [
-        [str(count), *(f"{detectable(pooled, count, size, tests):.4f}" for size in sizes)]
-        for count in (3, 5, 8, 12, 20)
-    ]
-    spread = [f"{name} {value**0.5:.4f}" for name, value in
-              (("seeds", pooled.seeds), ("images", pooled.images), ("both together", pooled.both))]  # fmt: skip
-    return "\n\n".join(
-        [
-            f"A difference of {_points(margin)} in {comparison.title} is found in 8 of 10 cases with: {answer}",
-            f"The smallest difference that is found in 8 of 10 cases, among {tests} {'losses' if tests > 1 else 'loss'}:",
-            _markdown(["seeds", *(f"{size} images" for size in sizes)], rows),
-            f"Equal losses are found equal in {_chance_equal(pooled, 3, margin):.0%} of cases with 3 seeds and in "
-            f"{_chance_equal(pooled, 10, margin):.0%} with 10 on the images at hand.",
-            f"From {len(known)} difference{'s' * (len(known) != 1)} of the runs at hand; standard deviation of a difference by "
-            f"{', '.join(spread)}. Few runs give a rough plan.",
-        ]
-    )
-
-
-def _chance_equal(components: Components, seeds: int, margin: float) -> float:
-    """The chance that the 90% interval of two equal losses lies within the margin."""
-    # Both ends have to lie inside: what is left of a one-sided test of 5% on either side.
-    return max(0.0, 2 * power(components, seeds, components.number, margin, tests=1, level=0.05) - 1)
 
 
 def _last_table(comparison: Comparison) -> Table:
@@ -353,7 +167,7 @@ def _classes_table(comparison: Comparison) -> Table:
 def _class_differences_table(comparison: Comparison) -> Table:
     header = ["", "class", f"{comparison.metric}, difference", "95% interval", "p (Holm)", "verdict"]
     rows = [
-        [result.label, found.name, _signed(found.difference.mean), _range(found.difference.interval), _p(found.p_holm),
+        [result.label, found.name, signed(found.difference.mean), interval_text(found.difference.interval), p_text(found.p_holm),
          f"{found.verdict}{_limits(found.difference)}"]
         for result in comparison.results[1:]
         for found in result.class_differences
@@ -427,13 +241,7 @@ def shared_columns(values: dict[str, list[str]], names: Sequence[str]) -> tuple[
 def side_by_side(values: dict[str, list[str]], names: Sequence[str]) -> str:
     """The same as text."""
     header, rows = shared_columns(values, names)
-    return _markdown(header, rows)
-
-
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose cells may hold a bar, as names of classes and settings do."""
-    header, *rows = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
-    return tabulate(rows, header, tablefmt="github", disable_numparse=True)
+    return markdown(header, rows)
 
 
 def as_text(comparison: Comparison) -> str:
@@ -444,7 +252,7 @@ def as_text(comparison: Comparison) -> str:
     for title, header, rows, note in tables(comparison):
         text = [f"{title}:"]
         if rows:
-            text.append(_markdown(header, rows))
+            text.append(markdown(header, rows))
         if note:
             text.append(note)
         parts.append("\n\n".join(text))
