@@ -147,7 +147,7 @@ def test_the_margin_is_the_users(files):
 def test_the_plan_says_how_many_seeds_and_images(files):
     text = compare(words(files, "a", "same"), plan=True, truth=str(files / "truth.json"))
     assert re.search(
-        r"0\.5 AP in AP is found in 8 of 10 cases with: (no number of seeds on the 20 images|\d+ seeds)", text
+        r"A difference of 0\.5 AP is found in 8 of 10 cases with: (no number of seeds on the 20 images|\d+ seeds)", text
     )
     rows = [
         [float(cell) for cell in line.split("|")[1:-1]] for line in text.splitlines() if re.match(r"\| *\d+ ", line)
@@ -186,6 +186,8 @@ def test_what_is_no_result_file_is_answered(files, monkeypatch, groups, said):
     Path("dict.json").write_text("{}")
     Path("short.json").write_text('[{"image_id": 1}]')
     Path("image.json").write_text(json.dumps([{**found[0], "image_id": 4711}]))
+    Path("logits.json").write_text(json.dumps([{**found[0], "score": 1.5}]))
+    Path("nan.json").write_text(json.dumps([{**found[0], "bbox": [1, 2, float("nan"), 3]}]))
     Path("class.json").write_text(json.dumps([{**found[0], "category_id": 0}]))
     with pytest.raises(RunError, match=re.escape(said)):
         analyse(groups, truth="truth.json")

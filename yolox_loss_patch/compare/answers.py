@@ -86,12 +86,11 @@ def missing(found: Difference, comparison: Comparison) -> str:
     if seeds is not None and seeds <= found.seeds:
         return f"these seeds and images find a difference of {margin} in 8 of 10 cases; this one lies near the margin"
     images = images_needed(components, found.seeds, comparison.margin, tests)
-    on_more = "" if images is None else f", or these seeds on about {_round(images)} images"
+    on_more = "" if images is None else f", or these seeds on about {_two_digits(images)} images"
     if seeds is None:
-        many = max(found.seeds, 10)
         return (
             f"the {found.images} images alone rule it out: no number of seeds shows a difference of {margin} on them; it takes "
-            f"about {_round(images_needed(components, many, comparison.margin, tests))} images with {many} seeds"
+            f"{_seeds_and_images(components, found.seeds, comparison)}"
         )
     return f"{_more(seeds, found)} on these images show a difference of {margin} in 8 of 10 cases{on_more}"
 
@@ -118,13 +117,13 @@ def plan_text(comparison: Comparison) -> str:
     )
     pooled = Components(seeds_part, images_part, both, number)
     margin, sizes = comparison.margin, [round(number * times) for times in (1, 2, 5, 10)]
-    images = _round(images_needed(pooled, 10, margin, tests))
     seeds = seeds_needed(pooled, number, margin, tests)
     answer = (
         f"{seeds} seeds on the {number} images at hand."
         if seeds is not None
-        else f"no number of seeds on the {number} images at hand; 10 seeds on about {images} images."
+        else f"no number of seeds on the {number} images at hand; {_seeds_and_images(pooled, 10, comparison)}."
     )
+    of_what = "" if comparison.title == "AP" else f" in {comparison.title}"
     rows = [
         [str(count), *(f"{detectable(pooled, count, size, tests):.4f}" for size in sizes)]
         for count in (3, 5, 8, 12, 20)
@@ -133,7 +132,7 @@ def plan_text(comparison: Comparison) -> str:
               (("seeds", pooled.seeds), ("images", pooled.images), ("both together", pooled.both))]  # fmt: skip
     return "\n\n".join(
         [
-            f"A difference of {points(margin)} in {comparison.title} is found in 8 of 10 cases with: {answer}",
+            f"A difference of {points(margin)}{of_what} is found in 8 of 10 cases with: {answer}",
             f"The smallest difference that is found in 8 of 10 cases, among {tests} {'losses' if tests > 1 else 'loss'}:",
             markdown(["seeds", *(f"{size} images" for size in sizes)], rows),
             f"Equal losses are found equal in {_chance_equal(pooled, 3, margin):.0%} of cases with 3 seeds and in "
@@ -159,8 +158,7 @@ def takes(found: Difference, comparison: Comparison) -> str:
     if found.images is None:
         return "?" if seeds is None else f"{seeds} seeds"
     if seeds is None:
-        images = images_needed(components, max(found.seeds, 10), comparison.margin, comparison.tests)
-        return f"{max(found.seeds, 10)} seeds, {_round(images)} images"
+        return _seeds_and_images(components, found.seeds, comparison)
     return f"{seeds} seeds"
 
 
@@ -173,11 +171,18 @@ def _components(found: Difference) -> Components | None:
     return None
 
 
-def _round(images: int | None) -> str:
+def _seeds_and_images(components: Components, seeds: int, comparison: Comparison) -> str:
+    """As many seeds as there are or ten, or more where these do not suffice, with the images that they need."""
+    for count in (max(seeds, 10), 30, 100, 300, 1000):
+        images = images_needed(components, count, comparison.margin, comparison.tests)
+        if images is not None:
+            return f"{count} seeds on about {_two_digits(images)} images"
+    return "more than 1000 seeds"
+
+
+def _two_digits(number: int) -> int:
     """Two digits are as many as a forecast has."""
-    if images is None:
-        return "over 10 million"
-    return str(int(float(f"{images:.2g}")))
+    return int(float(f"{number:.2g}"))
 
 
 def signed(value: float) -> str:

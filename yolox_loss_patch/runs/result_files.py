@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,11 +97,15 @@ def read_results(path: Path, images: Iterable[Mapping[str, Any]], categories: It
             box, score = [float(value) for value in row["bbox"]], float(row["score"])
             if len(box) != 4:
                 raise ValueError(f"a box of {len(box)} numbers")
+            if not all(map(math.isfinite, (*box, score))):
+                raise ValueError("a number that is not finite")
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(
                 f"{path}, entry {place + 1} is no COCO result ({error!r}); it needs image_id, category_id, bbox [x, y, w, h] "
                 "and score."
             ) from error
+        if not 0 <= score <= 1:
+            raise RunError(f"{path} has a score of {score:g} in entry {place + 1}; scores lie between 0 and 1.")
         number = stems.get(Path(str(image)).stem if str(image) not in stems else str(image)) if by_name else image
         if number not in ids:
             raise RunError(f"{path} has detections in image {image!r}, which the annotations do not list.")
