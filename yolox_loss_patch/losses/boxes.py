@@ -86,8 +86,16 @@ class Pair:
 
     def __init__(self, pred: Tensor, target: Tensor) -> None:
         self.pred, self.target = pred, target
-        self.overlap = overlap(pred, target)
-        self.iou = self.overlap.iou
+
+    @cached_property
+    def overlap(self) -> Overlap:
+        """How the two lie on each other."""
+        return overlap(self.pred, self.target)
+
+    @property
+    def iou(self) -> Tensor:
+        """The IoU ``(N,)``."""
+        return self.overlap.iou
 
     @cached_property
     def offset(self) -> Tensor:

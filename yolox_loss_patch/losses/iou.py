@@ -127,8 +127,9 @@ class BoxLoss(RunningKernel):
 
     def _similarity(self, pair: Pair) -> Tensor:
         """The IoU part ``(N,)``, in [0, 1]."""
-        similarity = pair.iou
-        if self.inner != 1:
+        if self.inner == 1:
+            similarity = pair.iou
+        else:
             scale = pair.pred.new_tensor([1.0, 1.0, self.inner, self.inner])
             similarity = overlap(pair.pred * scale, pair.target * scale).iou
         if self.focaler is not None:
@@ -318,7 +319,7 @@ def mpdiou(pair: Pair, image_size: tuple[float, float] | None = None) -> Penalti
         image_size: (H, W) in px; the loss stage hands the size of the batch over when it is not given.
 
     Returns:
-        The squared distances of the two corners, ``(N,)`` each, by the squared diagonal of the image.
+        The squared distances of the two corners, ``(N, 2)``, by the squared diagonal of the image.
 
     Raises:
         ValueError: nobody has said how large the images are.
@@ -329,9 +330,8 @@ def mpdiou(pair: Pair, image_size: tuple[float, float] | None = None) -> Penalti
         raise ValueError("mpdiou: only the loss stage knows the size of the images; here set image_size=(H, W)")
     lies = pair.overlap
     diagonal = image_size[0] ** 2 + image_size[1] ** 2
-    top_left = (lies.pred_tl - lies.target_tl).square().sum(1) / diagonal
-    bottom_right = (lies.pred_br - lies.target_br).square().sum(1) / diagonal
-    return top_left, bottom_right
+    corners = torch.cat([lies.pred_tl - lies.target_tl, lies.pred_br - lies.target_br], 1)
+    return (corners.square().view(-1, 2, 2).sum(2) / diagonal,)
 
 
 @loss_row(
