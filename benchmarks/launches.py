@@ -130,6 +130,7 @@ def as_on_an_accelerator() -> ExitStack:
     """Inside, the kit does on a CPU what it does on an accelerator."""
     stack = ExitStack()
     stack.enter_context(mock.patch("yolox_loss_patch.head.assign.fast.find_levels", lambda scene: None))
+    stack.enter_context(mock.patch("yolox_loss_patch.head.stage.is_accelerator", lambda device: True))
     stack.enter_context(mock.patch("yolox_loss_patch.losses.boxes.product", boxes.plain_product))
     return stack
 

@@ -26,7 +26,7 @@ random_images = load_script("benchmarks/assign_equality")
 @pytest.fixture(autouse=True)
 def accelerator(monkeypatch):
     """What the kit does on an accelerator."""
-    monkeypatch.setattr(stage_module, "needs_proof", lambda device: True)
+    monkeypatch.setattr(stage_module, "is_accelerator", lambda device: True)
     monkeypatch.setattr(fast, "find_levels", lambda scene: None)
 
 
@@ -243,8 +243,8 @@ def test_who_asks_for_one_gets_it_without_a_proof(monkeypatch, assign, expected)
 
 
 def test_a_cpu_needs_no_proof():
-    assert not proof.needs_proof(torch.device("cpu"))
-    assert proof.needs_proof(torch.device("cuda")) and proof.needs_proof(torch.device("mps"))
+    assert not proof.is_accelerator(torch.device("cpu"))
+    assert proof.is_accelerator(torch.device("cuda")) and proof.is_accelerator(torch.device("mps"))
 
 
 def test_the_answer_stands_in_the_run_record():

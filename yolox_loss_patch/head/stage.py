@@ -19,7 +19,7 @@ from ..specs.config import LossConfig
 from ..specs.registry import TERMS
 from ..specs.resolve import parts_of
 from . import hosts
-from .assign import Assignment, AssignmentProof, Rule, fast_assign, host_assign, needs_proof
+from .assign import Assignment, AssignmentProof, Rule, fast_assign, host_assign, is_accelerator
 from .assign.rule import label_error
 from .facts import BatchFacts
 from .ignored import covered_by_regions, split_regions
@@ -264,14 +264,14 @@ class LossStage:
         }
         rule = self._rule(type(head))
         # A sum is as quick as can be, and finite only where every summand is. Elsewhere asking for it would wait for the device.
-        if outputs.device.type == "cpu" and not math.isfinite(float(outputs.detach().sum(dtype=torch.float32))):
+        if not is_accelerator(outputs.device) and not math.isfinite(float(outputs.detach().sum(dtype=torch.float32))):
             bad = non_finite(outputs)
             if bad is not None:
                 raise bad
         try:
             if rule is None:
                 return host_assign(head, imgs=imgs, **scene)
-            if self.config.loss_assign == "auto" and needs_proof(outputs.device):
+            if self.config.loss_assign == "auto" and is_accelerator(outputs.device):
                 # There near ties could go another way than the host's: "nothing changes until you ask".
                 return self.proof.assign(head, rule, imgs, scene)
             return fast_assign(rule=rule, **scene)

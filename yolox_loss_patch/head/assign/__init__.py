@@ -5,7 +5,7 @@
 
 from .fast import fast_assign
 from .host import host_assign
-from .proof import AssignmentProof, needs_proof
+from .proof import AssignmentProof, is_accelerator
 from .rule import RULE_0_3_0, RULE_MAIN, Assignment, Rule
 
 __all__ = [
@@ -16,5 +16,5 @@ __all__ = [
     "Rule",
     "fast_assign",
     "host_assign",
-    "needs_proof",
+    "is_accelerator",
 ]

@@ -16,8 +16,8 @@ from .rule import Assignment, Rule
 BATCHES = 20  # with boxes; at the multi-scale training of YOLOX, a new size every ten
 
 
-def needs_proof(device: torch.device) -> bool:
-    """Whether the fast assignment of a device has to be held against the host's: that of CPUs gives its very bits."""
+def is_accelerator(device: torch.device) -> bool:
+    """Whether Python waits for this device when it asks for a number, and matches on it are to be proven."""
     return device.type != "cpu"
 
 
