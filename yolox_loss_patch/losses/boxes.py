@@ -77,7 +77,9 @@ def plain_product(sides: Tensor) -> Tensor:
 
 
 class Pair:
-    """Predicted boxes and their targets, and what the box losses measure on them; each is computed once.
+    """Predicted boxes and their targets, and what the box losses measure on them; each is computed once, when asked for.
+
+    So nothing may be asked for the first time under ``torch.no_grad``: it would have no gradient for those who ask later.
 
     Args:
         pred: ``(N, 4)`` boxes (cx, cy, w, h) in px.

@@ -140,12 +140,13 @@ class BoxLoss(RunningKernel):
         return similarity**self.power if self.power > 1 else power(similarity, self.power)
 
     def _wise_weight(self, pair: Pair, wise: Wise) -> Tensor:
+        iou = pair.iou.detach()
         attention = torch.exp(ratio(pair.distance, pair.diagonal.detach()))
         if wise.version == 1:
             return attention
         moves = self.moves_now()
         with torch.no_grad():
-            badness = (1 - pair.iou).clamp(min=0)
+            badness = (1 - iou).clamp(min=0)
             weight = wise.weight(badness / self._running_mean(badness, wise.momentum, moves).clamp(min=TINY))
         return weight * attention
 
@@ -251,10 +252,11 @@ def ciou(pair: Pair, gate: bool = False) -> Penalties:
     arXiv 1911.08287 and 2005.03572.
     """
     v = (4 / math.pi**2) * aspect_angle(pair.pred[:, 2:], pair.target[:, 2:]).square()
+    iou = pair.iou.detach()
     with torch.no_grad():
-        a = ratio(v, 1 - pair.iou + v)
+        a = ratio(v, 1 - iou + v)
         if gate:
-            a = torch.where(pair.iou > 0.5, a, 0.0)
+            a = torch.where(iou > 0.5, a, 0.0)
     return _distance(pair), a * v
 
 
