@@ -79,8 +79,8 @@ def _alias(alias: row.Alias, loss: Loss) -> Loss:
             knobs[knob] = Knob.of(default, iou.Wise.limits[inner])
         else:
             knobs[knob] = replace(MODIFIERS[modifier], default=alias.sets[modifier])
-    own = {name: knob for name, knob in loss.knobs.items() if name != "mode"}
-    return replace(loss, knobs={**knobs, **own}, formula=alias.formula, source=alias.source, alias=alias)
+    kept = {name: knob for name, knob in loss.knobs.items() if name != "mode"}
+    return replace(loss, knobs={**knobs, **kept}, formula=alias.formula, source=alias.source, alias=alias)
 
 
 def _defaults(function: Callable[..., Any]) -> dict[str, Any]:

@@ -280,10 +280,12 @@ def score_curves(
         alarms = np.concatenate([[0], np.cumsum(wrong[mine][falling])])
         rows.append(_rates(hits, alarms, np.searchsorted(-ordered, -thresholds, side="right"), boxes[number]))
         if hits[-1]:
-            own = np.unique(ordered[right[mine][falling]])
-            precision, recall, f1 = _rates(hits, alarms, np.searchsorted(-ordered, -own, side="right"), boxes[number])
+            scores_of_hits = np.unique(ordered[right[mine][falling]])
+            precision, recall, f1 = _rates(
+                hits, alarms, np.searchsorted(-ordered, -scores_of_hits, side="right"), boxes[number]
+            )
             top = int(f1.argmax())
-            at_best[number] = (float(own[top]), float(precision[top]), float(recall[top]), float(f1[top]))
+            at_best[number] = (float(scores_of_hits[top]), float(precision[top]), float(recall[top]), float(f1[top]))
     precision, recall, f1 = (np.stack([row[part] for row in rows]) for part in range(3))
     best = float(thresholds[int(f1.mean(axis=0).argmax())]) if len(scores) else None
     return ScoreCurves(thresholds, precision, recall, f1, with_boxes, best), at_best
