@@ -1,5 +1,6 @@
 """The paths and module names that documents, scripts and comments give are there."""
 
+import csv
 import importlib.util
 import re
 
@@ -55,3 +56,24 @@ def test_what_is_gone_is_found():
     text = "`scripts/gone.sh`, docs/losses.md, exps/gone/x.py, "
     text += "yolox_loss_patch.gone.f, yolox_loss_patch.cli.main, benchmarks/gone/"
     assert missing(text) == ["benchmarks/gone/", "exps/gone/x.py", "scripts/gone.sh", "yolox_loss_patch.gone.f"]
+
+
+def test_the_page_on_speed_has_the_counts_of_launches():
+    with (ROOT / "benchmarks" / "launches.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    page = (ROOT / "docs" / "speed.md").read_text()
+    for stock in (row for row in rows if row["code"] == "stock"):
+        (kit,) = [row for row in rows if row["code"] == "kit" and row["boxes"] == stock["boxes"]]
+        name = stock["boxes"] if stock["batch"] == "8" else f"{stock['boxes']} (batch {stock['batch']})"
+        assert f"| {name} | {stock['operators']} | {kit['operators']} | {stock['waits']} | {kit['waits']} |" in page
+
+
+def test_the_page_on_speed_has_the_times_of_the_newest_measurement():
+    with (ROOT / "benchmarks" / "stage.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["losses"] == "stock"]
+    rows = [row for row in rows if row["commit"] == rows[-1]["commit"]]
+    page = (ROOT / "docs" / "speed.md").read_text()
+    for row in rows:
+        times = f"{float(row['stock_ms']):.0f} | {float(row['ours_ms']):.0f} | {float(row['ratio']):.3f}"
+        line = next(line for line in page.splitlines() if line.startswith(f"| {row['boxes']} | ") and times in line)
+        assert f"{float(row['memory_ratio']):.2f}" in line
