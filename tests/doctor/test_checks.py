@@ -39,7 +39,7 @@ def test_a_healthy_experiment_has_no_error(work, monkeypatch, capsys):
     checks = [line.split()[1] for line in lines[:-1]]
     assert list(dict.fromkeys(checks)) == ["python", "torch", "torchvision", "pycocotools", "opencv", "device", "yolox",
                                            "trainer", "experiment", "losses", "model", "train", "val"]  # fmt: skip
-    for word in (torch.__version__, np.__version__, "(known)", "num_classes=10", "varifocal(alpha=0.75", "ciou(",
+    for word in (torch.__version__, np.__version__, "(known)", "num_classes=10", "loss_obj=varifocal ", "loss_iou=ciou ",
                  "24 images", "8 images"):  # fmt: skip
         assert word in text
 
