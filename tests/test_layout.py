@@ -205,11 +205,6 @@ def test_a_wheel_has_the_files_that_are_not_python(monkeypatch):
 
 TESTS = ROOT / "tests"
 # Names with an underscore that tests still take from other modules without saying why, by file. The list only shrinks.
-PRIVATE_NAMES = {
-    "doctor/test_checks.py": 17,
-    "doctor/test_plot.py": 1,
-    "train/test_trainer.py": 3,
-}
 BY_TEXT = ("setattr", "getattr", "hasattr", "delattr")
 
 
@@ -237,8 +232,10 @@ def private_names(text):
 
 def test_a_test_uses_public_names_or_says_why():
     found = {str(path.relative_to(TESTS)): len(private_names(path.read_text())) for path in TESTS.rglob("*.py")}
-    more = {path: count for path, count in found.items() if count > PRIVATE_NAMES.get(path, 0)}
-    assert not more, f"names with an underscore of another module; use public ones, or say why in a comment: {more}"
+    private = {path: count for path, count in found.items() if count}
+    assert not private, (
+        f"names with an underscore of another module; use public ones, or say why in a comment: {private}"
+    )
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from yolox_loss_patch import cli
-from yolox_loss_patch.doctor.plot import _element_wise, simulate
+from yolox_loss_patch.doctor.plot import element_wise, simulate
 
 PICTURES = [
     (["bce", "focal", "varifocal"], [], "a.png", b"\x89PNG"),
@@ -48,13 +48,13 @@ def test_what_is_drawn_is_what_is_trained():
     shared = torch.tensor([1.5, 1.9 * 0.95], dtype=torch.float64)
     iou = shared / (torch.tensor([2.0, 3.0], dtype=torch.float64) + 2 - shared)
     for name in ("giou", "mpdiou"):
-        _, bare = _element_wise("iou", {"type": name})(pred, target)
-        _, trained = _element_wise("iou", {"type": name, "by_overlap": True})(pred, target)
+        _, bare = element_wise("iou", {"type": name})(pred, target)
+        _, trained = element_wise("iou", {"type": name, "by_overlap": True})(pred, target)
         torch.testing.assert_close(trained, 2 * iou.unsqueeze(1) * bare)
 
     score = torch.logit(torch.tensor([0.1], dtype=torch.float64))
     for spec, chance in (({"type": "focal"}, 0.0078), ({"type": "focal", "calibrated": True}, 0.1)):
-        loss = _element_wise("obj", spec)
+        loss = element_wise("obj", spec)
         up, down = (abs(float(loss(score, torch.full_like(score, target))[1])) for target in (1.0, 0.0))
         assert down / (up + down) == pytest.approx(chance, rel=5e-3)
 
@@ -62,6 +62,6 @@ def test_what_is_drawn_is_what_is_trained():
 @pytest.mark.slow
 def test_the_simulation_shows_what_the_diou_paper_says():
     """Plain IoU leaves disjoint boxes where they are, losses with a penalty bring them home."""
-    error = {name: simulate(_element_wise("iou", {"type": name}), points=8) for name in ("iou", "giou", "diou", "ciou")}
+    error = {name: simulate(element_wise("iou", {"type": name}), points=8) for name in ("iou", "giou", "diou", "ciou")}
     assert error["iou"][-1] > 0.9 * error["iou"][0]
     assert all(error[name][-1] < 0.02 * error[name][0] for name in ("giou", "diou", "ciou"))

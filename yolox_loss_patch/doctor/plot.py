@@ -42,7 +42,7 @@ def plot(words: Sequence[str], out: str, regression: bool = False, points: int =
         raise ConfigError(f"--points is at least 1; got {points}.")
     specs = [_spec(word) for word in words]
     term = _term(specs, regression)
-    losses = {label_of(term, resolve(term, spec)): _element_wise(term, spec) for spec in specs}
+    losses = {label_of(term, resolve(term, spec)): element_wise(term, spec) for spec in specs}
 
     import matplotlib
 
@@ -120,7 +120,7 @@ def _fails(term: str, spec: Any) -> bool:
     return False
 
 
-def _element_wise(term: str, spec: Any) -> Any:
+def element_wise(term: str, spec: Any) -> Any:
     """The loss of each element, with gradient."""
     for part in parts_of(resolve(term, spec)):
         if LOSSES.get(term, part["type"]).whole_set:
@@ -220,7 +220,7 @@ def simulate(loss: Any, points: int = 100, seed: int = 0) -> list[float]:
     goals = torch.tensor([[10.0, 10.0, math.sqrt(r), math.sqrt(1 / r)] for r in _ASPECTS], dtype=torch.float64)
     anchors = torch.cat([places.repeat_interleave(len(shapes), 0), shapes.repeat(points, 1)], 1)
     pred, target = anchors.repeat_interleave(len(goals), 0), goals.repeat(len(anchors), 1)
-    plain = _element_wise("iou", {"type": "iou", "mode": "linear"})
+    plain = element_wise("iou", {"type": "iou", "mode": "linear"})
     errors = [float((pred - target).abs().sum(1).mean())]
     for step in range(_STEPS):
         rate = 0.1 * (1 if step < 0.8 * _STEPS else 0.1 if step < 0.9 * _STEPS else 0.01)

@@ -244,5 +244,5 @@ def _class_names(exp: Any) -> list[str]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             "loss_cls has weights by class name, and the names stand in the annotation file (COCO format), which cannot "
-            f"be read: {error}. Set data_dir and train_ann, or write the weights as a list, one number a class."
+            f"be read: {error}. Set data_dir and train_ann, or write the weights as a list, one number per class."
         ) from error
