@@ -204,7 +204,6 @@ def test_a_wheel_has_the_files_that_are_not_python(monkeypatch):
 
 
 TESTS = ROOT / "tests"
-# Names with an underscore that tests still take from other modules without saying why, by file. The list only shrinks.
 BY_TEXT = ("setattr", "getattr", "hasattr", "delattr")
 
 
