@@ -294,10 +294,18 @@ def _experiment_parser(
     return parser
 
 
-def _parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
-    """The arguments of a command that starts from the experiment's own weights."""
+def _parsed(parser: argparse.ArgumentParser, words: list[str], has_default: bool = False) -> argparse.Namespace:
+    """The arguments of a command that starts from the experiment's own weights.
+
+    Args:
+        parser: of the command.
+        words: of its command line.
+        has_default: whether the command takes one of YOLOX's models where no experiment is named, so that overrides have a
+            meaning without one.
+    """
     args = parser.parse_args(words)
-    if args.opts and args.exp_file is None and args.name is None:
+    is_override = has_default and args.opts and len(args.opts) % 2 == 0
+    if args.opts and args.exp_file is None and args.name is None and not is_override:
         hint = f" Did you mean -f {args.opts[0]}?" if args.opts[0].endswith(".py") else ""
         raise ConfigError(
             f"{parser.prog} does not know {' '.join(args.opts)!r}: overrides belong to an experiment, named with -f or -n.{hint}"
@@ -329,7 +337,7 @@ def _run_verify(words: list[str]) -> None:
     parser.add_argument("--steps", type=int, default=50, help="training steps (50)")
     parser.add_argument("-b", "--batch-size", type=int, default=2, help="images a step (2)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help=_DEVICE)
-    args = _parsed(parser, words)
+    args = _parsed(parser, words, has_default=True)
     report(
         verify(args.exp_file, args.name, args.opts, steps=args.steps, batch_size=args.batch_size, device=args.device)
     )

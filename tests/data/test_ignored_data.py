@@ -205,7 +205,9 @@ def test_a_detection_in_a_region_of_an_ignored_class_is_neither_right_nor_wrong(
                 found.append({**item, "category_id": 2, "score": 0.5 if of_class else 0.9})
     assert coco_metrics(dataset.coco, copy.deepcopy(found))[0]["AP"] == pytest.approx(1.0)
     write_predictions(tmp_path / "predictions.json.gz", found)
-    assert Truth(facts).diagnose(tmp_path / "predictions.json.gz").metrics["AP"] == pytest.approx(1.0)
+    truth = Truth(facts)
+    table = truth.read(tmp_path / "predictions.json.gz")
+    assert truth.diagnose(table).metrics["AP"] == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +227,9 @@ def test_an_experiment_without_the_kits_loader_is_told():
     exp = NanoExp()
     exp.ignore_crowd = True
     model = exp.get_model()
-    with pytest.raises(ConfigError, match=r"its data loader puts no regions into the labels. Write class Exp\(LossExp"):
+    with pytest.raises(
+        ConfigError, match=r"its data loader puts no regions into the labels and no scores. Write class Exp\(LossExp"
+    ):
         ylp.patch_from_exp(model, exp)
     assert vars(adapt(exp))["ignore_crowd"] is True
 

@@ -65,7 +65,11 @@ FILES = {
     "a file in place of the folder": (file_as_folder, TRAIN, ["YOLOX_outputs"]),
     "a logger that is not there": (None, (*TRAIN[:7], "-l", "wandb", *TRAIN[7:]), ["pip install wandb"]),
     "a word for doctor": (None, ("doctor", "tiny.py"), ["does not know 'tiny.py'", "Did you mean -f tiny.py?"]),
-    "a word for verify": (None, ("verify", "max_epoch", "3"), ["overrides belong to an experiment"]),
+    "a word for verify": (
+        None,
+        ("verify", "tiny.py"),
+        ["overrides belong to an experiment", "Did you mean -f tiny.py?"],
+    ),
     "plot into a file": (write(b""), ("plot", "ciou", "--out", "given.pth/a.png"), ["given.pth"]),
 }
 

@@ -210,7 +210,7 @@ def _check_ids(coco: dict[str, Any], split: str) -> Iterator[Finding]:
     images = {image["id"] for image in coco["images"]}
     categories = {category["id"] for category in coco["categories"]}
     lost = [item["id"] for item in coco["annotations"] if item["image_id"] not in images]
-    if lost:
+    if lost and images:  # without any image that is what has to be said
         yield _error(
             split,
             f"{len(lost)} annotations are of images that are not present in 'images' (ids of the annotations: {some(lost)})",
