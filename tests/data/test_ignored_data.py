@@ -227,9 +227,8 @@ def test_an_experiment_without_the_kits_loader_is_told():
     exp = NanoExp()
     exp.ignore_crowd = True
     model = exp.get_model()
-    with pytest.raises(
-        ConfigError, match=r"its data loader puts no regions into the labels and no scores. Write class Exp\(LossExp"
-    ):
+    words = r"its data loader puts no regions into the labels and no scores. Write class Exp\(LossExp"
+    with pytest.raises(ConfigError, match=words):
         ylp.patch_from_exp(model, exp)
     assert vars(adapt(exp))["ignore_crowd"] is True
 
