@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import hashlib
+import io
 import itertools
 import re
 from collections.abc import Sequence
@@ -232,8 +234,10 @@ def planned_trainings(
             "These folders hold other runs. Choose other names with -expn NAME, or remove the folders.", *wrong
         ]))  # fmt: skip
     if not options.dry_run:  # the commands may be for another machine, where the data are
-        for exp in data_sets.values():
-            preflight(copy.copy(exp))
+        # pycocotools tells of each file that it reads, between the lines that are for the user.
+        with contextlib.redirect_stdout(io.StringIO()):
+            for exp in data_sets.values():
+                preflight(copy.copy(exp))
     return runs, Path(common.output_dir) / f"{stem}-sweep"
 
 
