@@ -161,4 +161,5 @@ def _last_line(path: Path) -> str:
             lines = file.read().decode(errors="replace").split("\n")
     except OSError:
         return "it left no output"
-    return next((line.strip()[:500] for line in reversed(lines) if line.strip()), "it left no output")
+    said = (line.strip().removeprefix("error: ")[:500] for line in reversed(lines) if line.strip())
+    return next(said, "it left no output")
