@@ -197,6 +197,12 @@ def processes(session):
     return [row for row in found if row[0] == str(session) and not row[2].startswith("Z")]
 
 
+def signals_as_in_a_terminal(ignore_interrupt):
+    """Whatever started the tests, nohup for instance, does not decide which signals the training heeds."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN if ignore_interrupt else signal.default_int_handler)
+
+
 # the signal, who gets it, whether Ctrl-C is ignored as under nohup, and what the record says
 ENDS = [
     ("SIGKILL", "parent", True, "failed", r"the process that started the workers \(\d+\) ended without a word: killed"),
@@ -218,7 +224,7 @@ def test_no_process_outlives_the_one_that_started_the_training(work, digits, nam
             stdout=screen,
             stderr=screen,
             start_new_session=True,
-            preexec_fn=(lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if ignore else None,
+            preexec_fn=lambda: signals_as_in_a_terminal(ignore),
             env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "CRASH": f"0 2 {name} {whom}"},
         )
     process.wait(300)
