@@ -5,7 +5,7 @@ from benchmarks/SET/comparison.csv as `compare` writes it.
     yolox-loss compare 'bccd_nano-*' --out benchmarks/bccd
     python benchmarks/loss_table.py
 
-The last column is the newest measurement in benchmarks/stage.csv (benchmarks/stage.py; 20 boxes an image).
+The last column is the newest measurement in benchmarks/stage.csv (benchmarks/stage.py; 20 boxes per image).
 """
 
 import csv

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Time and memory of YOLOX's loss stage, stock against the kit's: forward and backward of ``get_losses``.
 
-    python benchmarks/stage.py                     # boxes an image, then every loss; appends to benchmarks/stage.csv
+    python benchmarks/stage.py                     # boxes per image, then every loss; appends to benchmarks/stage.csv
     python benchmarks/stage.py --boxes 20 --losses none
     python benchmarks/stage.py --plot              # draws benchmarks/stage.png from the CSV
 
@@ -130,7 +130,7 @@ def measure(args: argparse.Namespace, boxes: int, specs: dict[str, Any], rounds:
 
 
 def plot(path: Path) -> None:
-    """Time against boxes an image, from the newest commit in the CSV, a colour a host."""
+    """Time against boxes per image, from the newest commit in the CSV, a colour per host."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -146,7 +146,7 @@ def plot(path: Path) -> None:
         for column, style, label in (("stock_ms", "--", host), ("ours_ms", "-", f"this kit, same matches as {host}")):
             times = [float(row[column]) for row in points]
             axes.plot(boxes, times, style, color=f"C{index}", marker="o", label=label)
-    axes.set(xscale="log", yscale="log", xlabel="boxes an image", ylabel="ms, forward + backward")
+    axes.set(xscale="log", yscale="log", xlabel="boxes per image", ylabel="ms, forward + backward")
     last = rows[-1]
     axes.set_title(
         f"Loss stage: batch {last['batch']}, {last['size']} px, {last['classes']} classes, "

@@ -215,6 +215,7 @@ VERBS = {
     "calibrate: category ids": (OTHER_IDS, CALIBRATE, 2, ["those of train and val differ"]),
     "doctor: category ids": (OTHER_IDS, DOCTOR, 2, ["those of train and val differ"]),
     "sweep: classes": (None, (*SWEEP, "num_classes", "3"), 2, ["has 10 categories", "Set self.num_classes = 10."]),
+    "train: a class too many": (None, (*TRAIN, "num_classes", "11"), 2, ["num_classes = 11", "Set self.num_classes = 10."]),
     "train: val is empty": (NO_IMAGE, TRAIN, 2, ["val: the annotation file lists no image"]),
     "train: val has no box": (NO_BOX, TRAIN, 0,
                               ["val: ", "has no box, so AP cannot be measured and no best_ckpt.pth is written"]),

@@ -119,7 +119,7 @@ DATA = {
     "half a box": (first_box(bbox=[1, 2]), [], "error", ["the bbox of annotation 1 is [x, y, width, height]", "[1, 2]"]),
     "words": (first_box(iscrowd="no"), [], "error", ["the iscrowd of annotation 1 is 'no'", "1 for a crowd"]),
     "few classes": (lambda folder: None, ["num_classes", "7"], "error", ["10 categories", "Set self.num_classes = 10"]),
-    "many classes": (lambda folder: None, ["num_classes", "12"], "warning", ["are never learned", "self.num_classes = 10"]),
+    "many classes": (lambda folder: None, ["num_classes", "12"], "error", ["never be learned", "self.num_classes = 10"]),
     "unlike classes": (edit(lambda coco: coco["categories"][3].update(name="x"), "val"), [], "error", ["same categories"]),
     "no image folder": (move("train2017", "images"), [], "error", ["train2017' does not exist", "DATA_DIR/train2017"]),
     "no image file": (remove_image, [], "error", ["val ", "the image", "does not exist"]),

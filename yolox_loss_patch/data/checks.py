@@ -218,12 +218,11 @@ def _check_classes(facts: dict[str, Any], path: Path, num_classes: int, split: s
     names = facts["categories"]
     if len(names) == num_classes:
         return
-    too_many = len(names) > num_classes
+    harm = "" if len(names) > num_classes else "; the classes without a category would never be learned"
     yield Finding(
-        ERROR if too_many else WARNING,
+        ERROR,
         split,
-        f"{path} has {len(names)} categories ({some(names, 20)}) but the experiment has num_classes = {num_classes}"
-        + ("" if too_many else "; the classes without a category are never learned"),
+        f"{path} has {len(names)} categories ({some(names, 20)}) but the experiment has num_classes = {num_classes}{harm}",
         f"Set self.num_classes = {len(names)}.",
     )
 
