@@ -2,7 +2,9 @@
 
 import csv
 import importlib.util
+import json
 import re
+from collections import Counter
 
 from conftest import ROOT
 
@@ -77,3 +79,37 @@ def test_the_page_on_speed_has_the_times_of_the_newest_measurement():
         times = f"{float(row['stock_ms']):.0f} | {float(row['ours_ms']):.0f} | {float(row['ratio']):.3f}"
         line = next(line for line in page.splitlines() if line.startswith(f"| {row['boxes']} | ") and times in line)
         assert f"{float(row['memory_ratio']):.2f}" in line
+
+
+def test_the_readme_counts_what_was_measured():
+    verdicts = Counter(
+        row["verdict"] for row in json.loads((ROOT / "yolox_loss_patch/specs/measured.json").read_text())
+    )
+    assert set(verdicts) == {"equal", "unclear"}
+    words = f"{verdicts['equal']} are equal within 0.5 AP, and {verdicts['unclear']} are unclear"
+    assert f"Of {verdicts.total()} comparisons {words}" in " ".join((ROOT / "README.md").read_text().split())
+    for page in ("which_loss", "from_scratch", "swaps"):
+        text = " ".join((ROOT / "docs" / f"{page}.md").read_text().replace("> ", "").split())
+        assert words in text
+
+
+def test_the_readme_says_what_the_demos_losses_end_at():
+    def last(stem):
+        with (ROOT / "benchmarks" / "digits_pair" / f"{stem}.csv").open(newline="") as file:
+            return float(list(csv.DictReader(file))[-1]["AP"])
+
+    pair = "digits_pair-obj_varifocal_calibrated_True_target_hard-iou_ciou_by_overlap_True"
+    differences = [last(f"{pair}-seed{seed}") - last(f"digits_pair-obj_bce-iou_iou-seed{seed}") for seed in (1, 2)]
+    text = " ".join((ROOT / "README.md").read_text().split())
+    stock, ours = last("digits_pair-obj_bce-iou_iou-seed0"), last(f"{pair}-seed0")
+    assert f"Stock ends at AP {stock:.3f}, varifocal with CIoU (calibrated, by overlap) at {ours:.3f}" in text
+    assert f"with seed 1 the same two losses end {differences[0]:.3f} above stock" in text
+    assert f"with seed 2 {-differences[1]:.3f} below" in text
+
+
+def test_the_readme_says_how_fast_the_loss_stage_is():
+    with (ROOT / "benchmarks" / "stage.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["losses"] == "stock" and row["boxes"] == "20"]
+    newest = [row for row in rows if row["host"].startswith("yolox 0.3.0")][-1]
+    assert "a twentieth of stock's time at 20 boxes per image" in (ROOT / "README.md").read_text()
+    assert 1 / 22 < float(newest["ratio"]) < 1 / 18
