@@ -18,6 +18,9 @@ SCORES = [
     "quality_focal",
     {"type": "quality_focal", "beta": 1.5},
     {"type": "quality_focal", "beta": 1},
+    {"type": "focal", "calibrated": True},
+    {"type": "varifocal", "calibrated": True},
+    {"type": "quality_focal", "calibrated": True},
 ]
 
 
@@ -30,6 +33,7 @@ def scores(soft):
 
 def loss_of(spec, target):
     module = ylp.build_loss("cls", spec)
+    module.eval()  # while it trains, a calibrated loss is divided by a detached number of the batch
     return lambda pred: module(pred, target, reduction_override="sum")
 
 
@@ -71,7 +75,7 @@ def test_torch_func_and_forward_mode_agree_with_backward(spec):
         dual = loss(forward_mode.make_dual(pred, along))
         torch.testing.assert_close(forward_mode.unpack_dual(dual).tangent, slope)
     torch.testing.assert_close(value, loss(pred))
-    module = ylp.build_loss("cls", spec)
+    module = ylp.build_loss("cls", spec).eval()
     each = torch.func.vmap(torch.func.grad(lambda x, t: module(x, t, reduction_override="sum")))(pred, target)
     torch.testing.assert_close(each, gradient.detach())
 
@@ -80,7 +84,7 @@ def test_torch_func_and_forward_mode_agree_with_backward(spec):
 def test_a_target_that_wants_a_gradient_gets_it(spec):
     pred, target = scores(True)
     target = target.clamp(0.1, 0.9).requires_grad_()  # varifocal's two halves meet at 0
-    module = ylp.build_loss("cls", spec)
+    module = ylp.build_loss("cls", spec).eval()
     assert gradcheck(lambda t: module(pred, t, reduction_override="sum"), target)
 
 

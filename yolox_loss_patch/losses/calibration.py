@@ -22,9 +22,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .boxes import overlap, upcast
+from .derivatives import has_no_custom_gradient
 from .state import sum_over_ranks
 from .terms import Call, LossModule, TermLoss
 
@@ -34,25 +34,37 @@ _REACH = 16.0  # of the losses' logits that are looked at; beyond, the ends go o
 _STEP = 0.01
 
 
+def _segments(logits: Tensor, values: Tensor, start: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Left end and rise of the segment that each logit is in, and the place within it."""
+    place = (logits - start) / _STEP
+    # NaN has no place. It becomes one of the ends, and the result NaN.
+    index = place.detach().long().clamp_(0, len(values) - 2)
+    left = values[index]
+    return left, values[index + 1] - left, place - index
+
+
 class _Interpolate(torch.autograd.Function):
-    """A function known at equal steps from ``start``, linear in between and beyond."""
+    """`_interpolate` that keeps the slope only; a slope is a constant within its segment."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, values: Tensor, start: float) -> Tensor:
-        place = (logits - start) / _STEP
-        index = place.long().clamp_(
-            0, len(values) - 2
-        )  # NaN has no place; it becomes one of the ends, and the result NaN
-        left = values[index]
-        rise = values[index + 1] - left
+        left, rise, place = _segments(logits, values, start)
         ctx.save_for_backward(rise)
-        return left.addcmul_(place.sub_(index), rise)
+        return left.addcmul_(place, rise)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (rise,) = ctx.saved_tensors
         return gradient * rise / _STEP, None, None
+
+
+def _interpolate(logits: Tensor, values: Tensor, start: float) -> Tensor:
+    """A function known at equal steps from ``start``, linear in between and beyond."""
+    if has_no_custom_gradient():
+        left, rise, place = _segments(logits, values, start)
+        return left + place * rise
+    value: Tensor = _Interpolate.apply(logits, values, start)
+    return value
 
 
 class _Wrapper(LossModule):
@@ -126,7 +138,7 @@ class Calibrated(_Wrapper):
         """The loss of logits of any shape."""
         pred, target = upcast(call.pred, call.target)
         self.curve, self.pulls = self.curve.to(pred), self.pulls.to(pred)  # from then on they are where the logits are
-        logits = _Interpolate.apply(pred, self.curve, self.start)
+        logits = _interpolate(pred, self.curve, self.start)
         value = self.loss.compute(call._replace(pred=logits, target=target))
         return value / (self._unit(pred.detach(), target.detach(), call.weight) if self.training else self.pull)
 
