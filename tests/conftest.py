@@ -74,6 +74,29 @@ def shared_folder(tmp_path_factory, name, make):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def registry():
+    """Forget the losses that a test registers, and the warnings that are given once per process."""
+    from yolox_loss_patch.exp.settings import warn_once
+    from yolox_loss_patch.specs.registry import LOSSES
+
+    before = {term: dict(rows) for term, rows in LOSSES.rows.items()}
+    warn_once.cache_clear()
+    yield
+    LOSSES.rows.update(before)
+
+
+@pytest.fixture
+def log_lines():
+    """What the kit logs in this process, line by line, whatever the log's usual place is bound to."""
+    from loguru import logger
+
+    lines = []
+    sink = logger.add(lambda line: lines.append(str(line)), format="{message}")
+    yield lines
+    logger.remove(sink)
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory):
     """24 training and 8 validation images of handwritten digits in COCO format, for reading."""

@@ -39,7 +39,7 @@ def test_nan_in_the_predictions_is_a_sentence_under_every_assigner(assign, where
         batch[0][0][0, 0, 0, 0] = float("nan")
     else:
         torch.nn.init.constant_(head.reg_preds[0].weight, float("nan"))
-    with pytest.raises(NonFiniteError, match=rf"^{terms} \(its predictions\)"):
+    with pytest.raises(NonFiniteError, match=rf"^Not finite: {terms} \(its predictions\).*basic_lr_per_img"):
         run_head(head, batch)
 
 
@@ -63,10 +63,7 @@ def test_a_loss_of_the_user_that_returns_no_number_is_named(case, term):
     name = f"Returns_{term}_{case}"
     loss = type(name, (Returns,), {"returned": returned, "term": term})
     ylp.LOSSES.register_module()(loss)
-    try:
-        head = ylp.patch_model(make_head(), ylp.LossConfig(**{f"loss_{term}": name}))
-    finally:
-        ylp.LOSSES.rows[term].pop(name)  # the other tests count the losses
+    head = ylp.patch_model(make_head(), ylp.LossConfig(**{f"loss_{term}": name}))
     with pytest.raises(ylp.ConfigError, match=rf"The loss {name}\S* returned {words}.*one number"):
         run_head(head, make_batch())
 

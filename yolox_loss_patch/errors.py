@@ -39,7 +39,18 @@ class RunError(KitError, RuntimeError):
 
 
 class NonFiniteError(RunError):
-    """Predictions or a loss that are not finite; the message names the terms."""
+    """Predictions that are not finite.
+
+    Args:
+        terms: the terms they belong to, in words.
+    """
+
+    def __init__(self, terms: str) -> None:
+        super().__init__(
+            f"Not finite: {terms}. The training has diverged, or an image holds no numbers. Lower basic_lr_per_img or the "
+            "loss_weight, or train without --fp16."
+        )
+        self.terms = terms
 
 
 def in_words(error: BaseException) -> str:

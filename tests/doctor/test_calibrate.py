@@ -85,9 +85,9 @@ def test_losses_that_fit_are_left_alone(found):
 def test_what_is_known_to_go_wrong_is_said(found):
     told = found("loss_obj.type", "bce", "loss_obj.target", "iou", "loss_iou", "piou").warnings
     assert any("IoU squared" in text for text in told)
-    # 1 - IoU**2 has the slope 2 IoU: 0.4 at IoU 0.2, 1.8 at 0.9; PIoU as published has 2.2 and 0.8.
+    # The slopes over those of 1 - IoU**2, 2 IoU; PIoU v2 as published.
     power = next(text for text in told if "piou" in text)
-    assert "IoU 0.2 2.2 times" in power and "IoU 0.9 0.82 times" in power
+    assert "IoU 0.2 5.5 times" in power and "IoU 0.9 0.46 times" in power
     assert not any("test_conf" in text for text in told)
     papers = ("loss_obj.type", "focal", "loss_obj.alpha", "0.9")
     told = found(*papers, "test_conf", "0.01", "basic_lr_per_img", "0.004", steps=24).warnings

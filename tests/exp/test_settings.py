@@ -71,19 +71,19 @@ WARNED = {
 
 @pytest.mark.parametrize("case", WARNED)
 @pytest.mark.parametrize("verb", [(*SWEEP, "--dry-run"), DOCTOR], ids=["sweep", "doctor"])
-def test_a_schedule_that_voids_a_run_is_told(case, verb, work, monkeypatch, capsys):
+def test_a_schedule_that_voids_a_run_is_told(case, verb, work, monkeypatch, capsys, log_lines):
     opts, answers = WARNED[case]
     monkeypatch.chdir(work)
     assert cli.main([*verb, *opts]) == 0
-    output = capsys.readouterr()
+    text = capsys.readouterr().out + "".join(log_lines)
     for answer in answers[: 1 if verb is DOCTOR else None]:
-        assert answer in output.out + output.err
+        assert answer in text
 
 
-def test_a_usual_schedule_is_not_warned_of(work, monkeypatch, capsys):
+def test_a_usual_schedule_is_not_warned_of(work, monkeypatch, log_lines):
     monkeypatch.chdir(work)
     assert cli.main([*SWEEP, "--dry-run"]) == 0
-    text = capsys.readouterr().err
+    text = "".join(log_lines)
     assert "warm-up" not in text and "no_aug_epochs" not in text
 
 

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import load_script, make_batch, make_head, run_head
-from loguru import logger
 from yolox.models import YOLOXHead
 
 import yolox_loss_patch as ylp
@@ -28,15 +27,6 @@ def accelerator(monkeypatch):
     """What the kit does on an accelerator."""
     monkeypatch.setattr(stage_module, "is_accelerator", lambda device: True)
     monkeypatch.setattr(fast, "find_levels", lambda scene: None)
-
-
-@pytest.fixture
-def log():
-    """The lines of the log."""
-    lines = []
-    sink = logger.add(lambda line: lines.append(str(line)), format="{message}")
-    yield [] if lines is None else lines
-    logger.remove(sink)
 
 
 def patched_head(monkeypatch, **specs):
@@ -62,7 +52,7 @@ def train(head, number, **kwargs):
     return [run_head(head, batch)[0][0].item() for batch in batches(number, **kwargs)]
 
 
-def test_after_twenty_batches_the_fast_one_goes_on_alone(monkeypatch, log):
+def test_after_twenty_batches_the_fast_one_goes_on_alone(monkeypatch, log_lines):
     head, stage, asked = patched_head(monkeypatch)
     stock = make_head()
     expected = train(stock, 25)
@@ -74,7 +64,7 @@ def test_after_twenty_batches_the_fast_one_goes_on_alone(monkeypatch, log):
     told = stage.proof.to_dict()
     assert told["device"] == "cpu" and told["batches"] == 20 and told["images"] == 40 and told["boxes"] == 200
     assert told["foreground"] > 150 and len(told["anchors"]) == stage.proof.sizes == 2
-    lines = [line for line in log if "Label assignment" in line]
+    lines = [line for line in log_lines if "Label assignment" in line]
     assert len(lines) == 1 and "the host's matches on cpu in 20 batches (40 images, 200 boxes" in lines[0]
 
 
@@ -88,14 +78,14 @@ def test_batches_without_boxes_prove_nothing(monkeypatch):
     "name,value",
     [("IOU_WEIGHT", 2.5), ("TOP_IOUS", 3), ("LOG_FLOOR", -0.001)],
 )
-def test_a_planted_fault_leaves_the_hosts(monkeypatch, log, name, value):
+def test_a_planted_fault_leaves_the_hosts(monkeypatch, log_lines, name, value):
     monkeypatch.setattr(dense, name, value)
     head, stage, asked = patched_head(monkeypatch)
     expected = train(make_head(), 25, boxes=12)
     assert train(head, 25, boxes=12) == expected
     assert len(asked) == 50 and stage.proof.answer == "host"
     assert "got another box" in stage.proof.reason
-    lines = [line for line in log if "Label assignment" in line]
+    lines = [line for line in log_lines if "Label assignment" in line]
     assert len(lines) == 1 and "the host's, which is slower, stays on cpu" in lines[0]
 
 

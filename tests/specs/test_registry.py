@@ -11,14 +11,6 @@ from yolox_loss_patch import cli
 from yolox_loss_patch.specs.registry import LOSSES
 
 
-@pytest.fixture
-def clean():
-    """Forget what a test registers."""
-    before = {term: dict(rows) for term, rows in LOSSES.rows.items()}
-    yield
-    LOSSES.rows.update(before)
-
-
 def test_every_name_can_be_built_and_shows_its_knobs():
     for term, names in ylp.available_losses().items():
         assert len(set(names)) == len(names) > 0
@@ -29,7 +21,7 @@ def test_every_name_can_be_built_and_shows_its_knobs():
             assert LOSSES.get(term, name).formula and LOSSES.get(term, name).source
 
 
-def test_a_loss_of_ones_own(clean):
+def test_a_loss_of_ones_own():
     @ylp.LOSSES.register_module()
     class HuberBox(torch.nn.Module):
         """Huber on the corners."""
@@ -58,7 +50,7 @@ def test_a_loss_of_ones_own(clean):
         ylp.build_loss("iou", dict(type="HuberBox", reduction="sum"))
 
 
-def test_a_loss_of_ones_own_that_takes_no_weight_is_weighed_by_the_kit(clean, capsys):
+def test_a_loss_of_ones_own_that_takes_no_weight_is_weighed_by_the_kit(capsys):
     @ylp.register_loss("l1", "plain")
     class Plain(torch.nn.Module):
         def forward(self, pred, target, weight=None, avg_factor=None, reduction_override=None):
@@ -76,7 +68,7 @@ def test_a_loss_of_ones_own_that_takes_no_weight_is_weighed_by_the_kit(clean, ca
     assert "loss_weight" in text and "reduction" not in text and "Base class" not in text
 
 
-def test_register_loss_names_the_term_and_a_name_is_taken_once(clean):
+def test_register_loss_names_the_term_and_a_name_is_taken_once():
     @ylp.register_loss("obj", "mine")
     class Mine(torch.nn.Module):
         def forward(self, pred, target, weight=None, avg_factor=None, reduction_override=None):
@@ -92,7 +84,7 @@ def test_register_loss_names_the_term_and_a_name_is_taken_once(clean):
             ylp.register_loss("obj", name)(Other)
 
 
-def test_a_class_defined_anew_takes_its_own_place(clean, tmp_path):
+def test_a_class_defined_anew_takes_its_own_place(tmp_path):
     """An experiment file is read twice in a process: by the kit and by YOLOX, by a notebook cell run again."""
     from yolox.exp import get_exp
 
@@ -133,7 +125,7 @@ def test_what_is_no_class_or_name_is_not_registered():
     assert "Plain" not in ylp.available_losses()["obj"] and "function" not in ylp.available_losses()["obj"]
 
 
-def test_what_the_constructor_of_a_users_class_asks_for_is_told(clean):
+def test_what_the_constructor_of_a_users_class_asks_for_is_told():
     @ylp.register_loss("iou", "picky")
     class Picky(torch.nn.Module):
         def __init__(self, scale, offset=0):
@@ -181,7 +173,7 @@ def test_mmdetection_defaults_that_are_written_out_are_accepted():
     assert ylp.LossConfig(loss_cls=theirs) == ylp.LossConfig(loss_cls=dict(type="bce", pos_weight=[1.0, 2.0]))
 
 
-def test_a_constructor_that_swallows_knobs_is_refused(clean):
+def test_a_constructor_that_swallows_knobs_is_refused():
     class Greedy(torch.nn.Module):
         def __init__(self, **kwargs):
             super().__init__()
@@ -190,7 +182,7 @@ def test_a_constructor_that_swallows_knobs_is_refused(clean):
         ylp.register_loss("obj", "greedy")(Greedy)
 
 
-def test_a_loss_of_ones_own_has_the_five_steps_and_is_checked_by_name(clean):
+def test_a_loss_of_ones_own_has_the_five_steps_and_is_checked_by_name():
     from yolox_loss_patch.doctor.conformance import check_loss
 
     seen = {}
@@ -218,7 +210,7 @@ def test_a_loss_of_ones_own_has_the_five_steps_and_is_checked_by_name(clean):
     assert seen == {"image_size": (96, 160), "avg_factor": 3}
 
 
-def test_a_users_loss_takes_part_in_sums_and_schedules(clean):
+def test_a_users_loss_takes_part_in_sums_and_schedules():
     @ylp.register_loss("obj", "squared")
     class Squared(torch.nn.Module):
         def __init__(self, power=2):
@@ -263,7 +255,7 @@ def test_a_users_loss_takes_part_in_sums_and_schedules(clean):
     assert "loss_obj=bce+0.5*squared(power=3)" in str(config)
 
 
-def test_a_users_loss_may_ask_for_facts_by_name(clean):
+def test_a_users_loss_may_ask_for_facts_by_name():
     from yolox_loss_patch.losses.terms import FACTS
 
     seen = {}
@@ -301,7 +293,7 @@ def test_a_users_loss_may_ask_for_facts_by_name(clean):
             wants = ("iouss",)
 
 
-def test_a_constructor_with_a_word_of_the_loss_stage_is_refused(clean):
+def test_a_constructor_with_a_word_of_the_loss_stage_is_refused():
     class Clash(torch.nn.Module):
         def __init__(self, target=1):
             super().__init__()
@@ -310,7 +302,7 @@ def test_a_constructor_with_a_word_of_the_loss_stage_is_refused(clean):
         ylp.register_loss("obj", "clash")(Clash)
 
 
-def test_list_and_plot_know_the_losses_of_an_experiment_file(clean, tmp_path, capsys):
+def test_list_and_plot_know_the_losses_of_an_experiment_file(tmp_path, capsys):
     from yolox_loss_patch import cli
 
     (tmp_path / "mine.py").write_text(

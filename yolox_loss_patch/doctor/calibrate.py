@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..data.checks import open_data
 from ..data.loader import Prefetcher, seed_everything, training_loader
-from ..errors import ConfigError, RunError
+from ..errors import ConfigError, NonFiniteError, RunError
 from ..exp.data import check_split_of
 from ..exp.device import choose_device
 from ..exp.loading import load_exp
@@ -263,12 +263,16 @@ class _Trainings:
             images, labels, _ = batches.next()
             images, labels = self.exp.preprocess(images, labels, self.exp.input_size)
             stage.gradients.clear()
-            loss = self.model(images, labels)["total_loss"]
+            diverged = RunError(
+                f"The loss is not finite in step {step + 1} with the {name} losses, {config}. Lower basic_lr_per_img, or "
+                "the loss_weight of the term."
+            )
+            try:
+                loss = self.model(images, labels)["total_loss"]
+            except NonFiniteError as error:
+                raise diverged from error
             if not math.isfinite(float(loss.detach())):
-                raise RunError(
-                    f"The loss is not finite in step {step + 1} with the {name} losses, {config}. Lower basic_lr_per_img, or "
-                    "the loss_weight of the term."
-                )
+                raise diverged
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

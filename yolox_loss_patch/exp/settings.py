@@ -103,11 +103,11 @@ def check_values(exp: Any, batch_size: int | None = None) -> None:
         if finding.level == ERROR:
             raise ConfigError(f"{finding.text}. {finding.remedy}".rstrip())
     for finding in findings:
-        _warn_once(f"{finding.text}. {finding.remedy}")
+        warn_once(f"{finding.text}. {finding.remedy}")
 
 
 @functools.cache
-def _warn_once(text: str) -> None:
+def warn_once(text: str) -> None:
     """A sweep, and a trainer after its verb, check the same values again."""
     logger.warning(text)
 

@@ -188,7 +188,7 @@ class Trainer(HostTrainer):
             try:
                 outputs = self.model(images, targets)
             except NonFiniteError as error:
-                raise self.not_finite(str(error)) from error
+                raise self.not_finite(error.terms) from error
         losses = self.statistics.add(outputs)
         if (terms := not_finite_terms(losses)) is not None:
             raise self.not_finite(terms)
