@@ -3,6 +3,7 @@
 import os
 import re
 
+import forked
 import pytest
 
 # Why a test may be skipped where CI is set. Any other skip fails there: a part of the suite that is silently left out
@@ -49,7 +50,7 @@ def pytest_make_collect_report():
 
 def cpu_seconds():
     """Time that this process and those it waited for have spent on a core: other programs do not make it longer."""
-    return sum(os.times()[:4])
+    return sum(os.times()[:4]) + forked.seconds
 
 
 def measured(item):

@@ -45,7 +45,7 @@ STOP = """
 def train(folder, *words, stop="0 -", check=True):
     return cli(
         folder, "yolox.tools.train", "-f", "plain.py", "-expn", "plain", "-b", "8", "-d", "1", *words, "max_epoch", "3",
-        python=(ROOT / "tests" / "plain_yolox.py",), check=check, STOP=stop, PYTHONPATH="",
+        python=(ROOT / "tests" / "plain_yolox.py",), check=check, STOP=stop,
     )  # fmt: skip
 
 

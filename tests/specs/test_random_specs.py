@@ -50,8 +50,8 @@ KNOWN = {
     "loss_weight": WEIGHTS,
     "reduction": st.sampled_from(("mean", "sum")),
     "activated": st.just(False),
-    "calibrated": st.just(False),
-    "by_overlap": st.just(False),
+    "calibrated": st.booleans(),
+    "by_overlap": st.booleans(),
 }
 
 

@@ -1,0 +1,72 @@
+"""Processes that run the command line, forked from one that has imported torch and YOLOX: a start costs nothing then."""
+
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["yolox_loss_patch.train.trainer", "yolox_loss_patch.train.start"])
+
+seconds = 0.0  # of a core, spent by all these processes and those that they waited for
+
+
+def run(python, words, folder, environ, timeout):
+    """As ``python PYTHON WORDS`` in a folder; gives what `subprocess.run` gives.
+
+    Args:
+        python: ``-m`` and a module, or a script.
+        words: the words of the command line.
+        folder: the working directory.
+        environ: variables besides those of this process.
+        timeout: seconds.
+    """
+    global seconds
+    with tempfile.TemporaryDirectory() as place:
+        files = [Path(place) / name for name in ("out", "err", "seconds")]
+        started = os.environ.copy()
+        os.environ["OMP_NUM_THREADS"] = "1"  # the server reads it when it starts
+        try:
+            process = _SERVER.Process(
+                target=_main,
+                args=(python, words, str(folder), {**started, **environ}, *map(str, files)),
+                name="MainProcess",
+            )
+            process.start()
+        finally:
+            os.environ.clear()
+            os.environ.update(started)
+        process.join(timeout)
+        if process.exitcode is None:
+            process.kill()
+            raise subprocess.TimeoutExpired(words, timeout)
+        out, err = (file.read_text() for file in files[:2])
+        if files[2].exists():
+            seconds += float(files[2].read_text())
+    return subprocess.CompletedProcess(words, process.exitcode, out, err)
+
+
+def _main(python, words, folder, environ, out, err, spent):
+    """The forked process."""
+    os.environ.clear()
+    os.environ.update(environ)
+    os.chdir(folder)
+    for number, path in ((0, os.devnull), (1, out), (2, err)):
+        file = os.open(path, os.O_RDONLY if number == 0 else os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
+        os.dup2(file, number)
+        os.close(file)
+    tests = str(Path(__file__).parent)
+    sys.path[:] = [folder, *(entry for entry in sys.path if entry not in ("", tests))]
+    try:
+        if python[0] == "-m":
+            sys.argv = [python[1], *python[2:], *words]
+            runpy.run_module(python[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.path[0] = str(Path(python[0]).parent)
+            sys.argv = [*map(str, python), *words]
+            runpy.run_path(str(python[0]), run_name="__main__")
+    finally:
+        Path(spent).write_text(str(sum(os.times()[:4])))
