@@ -10,7 +10,6 @@ tests/head/test_hosts.py runs the same checks and compares what they answer with
 import csv
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -27,21 +26,16 @@ HOSTS = {
 FORKS = ("fork, other backbone", "fork, a branch more in the head")  # tests/forks.py makes them
 
 
-def run(folder, work, data):
-    """Check -> answer, for the YOLOX in a folder (None: the one of this Python); and what was printed on the way."""
+def run(folder, work, data, python):
+    """Check -> answer, for the YOLOX in a folder (None: the one of this Python); and what was printed on the way.
+
+    ``python`` starts a process, as `cli` of tests/conftest.py does.
+    """
     work.mkdir(parents=True, exist_ok=True)
     front = [] if folder is None else [str(folder)]
     path = os.pathsep.join([*front, str(ROOT), str(ROOT / "tests")])
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "host_checks.py"), str(work), str(data)],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    text = done.stdout + done.stderr
-    assert done.returncode == 0, text
-    return json.loads(done.stdout.splitlines()[-1]), text
+    done = python(work, work, data, python=(ROOT / "tests" / "host_checks.py",), PYTHONPATH=path)
+    return json.loads(done.stdout.splitlines()[-1]), done.stdout + done.stderr
 
 
 def read():
@@ -64,7 +58,7 @@ def markdown(answers):
 def main():
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     import forks
-    from conftest import load_script
+    from conftest import cli, load_script
 
     if HOSTS["YOLOX main"] is None:
         sys.exit("hosts: name a checkout of YOLOX's git main in the environment variable YOLOX_MAIN")
@@ -78,7 +72,7 @@ def main():
         answers = {}
         for host, folder in folders.items():
             print(f"hosts: {host}", file=sys.stderr)
-            answers[host], _ = run(folder, work / "runs" / host, data)
+            answers[host], _ = run(folder, work / "runs" / host, data, cli)
     with TABLE.open("w", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["host", "check", "answer"])

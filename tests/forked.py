@@ -1,4 +1,4 @@
-"""Processes that run the command line, forked from one that has imported torch and YOLOX: a start costs nothing then."""
+"""Processes forked from one that has imported torch, so that a start costs little. YOLOX and the kit they import anew."""
 
 import multiprocessing
 import os
@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["yolox_loss_patch.train.trainer", "yolox_loss_patch.train.start"])
+_SERVER.set_forkserver_preload(["torch", "torchvision", "torch.utils.tensorboard", "cv2", "thop", "pycocotools.coco"])
 
 seconds = 0.0  # of a core, spent by all these processes and those that they waited for
 
@@ -59,13 +59,14 @@ def _main(python, words, folder, environ, out, err, spent):
         os.dup2(file, number)
         os.close(file)
     tests = str(Path(__file__).parent)
-    sys.path[:] = [folder, *(entry for entry in sys.path if entry not in ("", tests))]
+    path = environ.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:] = ["" if python[0] == "-m" else str(Path(python[0]).parent), *path, *sys.path]
+    sys.path[1:] = [entry for entry in sys.path[1:] if entry not in ("", tests) or entry in path]
     try:
         if python[0] == "-m":
             sys.argv = [python[1], *python[2:], *words]
             runpy.run_module(python[1], run_name="__main__", alter_sys=True)
         else:
-            sys.path[0] = str(Path(python[0]).parent)
             sys.argv = [*map(str, python), *words]
             runpy.run_path(str(python[0]), run_name="__main__")
     finally:

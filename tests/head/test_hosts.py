@@ -21,7 +21,7 @@ def got_hosts(tmp_path_factory):
 
 
 def assert_as_in_the_table(host, folder, work, digits):
-    answers, text = bench.run(folder, work, digits)
+    answers, text = bench.run(folder, work, digits, cli)
     written = bench.read()[host]
     different = {
         check: (answers.get(check), answer) for check, answer in written.items() if answers.get(check) != answer
