@@ -197,6 +197,20 @@ def test_element_weights_of_the_experiment_are_a_loss(outputs, tmp_path):
     assert one.units == ["seed 0, stock", "seed 0, loss_weights() 1", "seed 0, loss_weights() 2"]
 
 
+def test_settings_for_faulty_data_are_compared_like_losses(outputs, tmp_path):
+    """A user weighs sampling, ignored regions and scores of boxes against losses."""
+    runs = select([str(outputs / "stock-*")]).runs
+    chosen = {"off": {"ignore_crowd": False}, "on": {"ignore_crowd": True, "repeat_factor": 0.3}}
+    for name, settings in chosen.items():
+        shutil.copytree(outputs / "stock-seed1", tmp_path / name)
+        edit(tmp_path / name, seed=5, **{f"exp__{key}": value for key, value in settings.items()})
+        runs.append(read(tmp_path / name))
+    assert differing(runs, facts) == {}
+    assert [repeats.label for repeats in group(runs)] == ["stock", "ignore_crowd + repeat_factor=0.3"]
+    by_term = group(runs, "loss_iou")
+    assert [repeats.units[-1] for repeats in by_term] == ["seed 5, ignore_crowd + repeat_factor=0.3"]
+
+
 def test_groups_are_runs_of_the_same_losses(outputs):
     groups = group(select([str(outputs / "*-seed[01]")]).runs)
     assert [one.label for one in groups] == ["iou ciou", "obj focal(alpha=0.75)", "stock"]

@@ -28,6 +28,8 @@ _IGNORED = ("output_dir", "exp_name", "print_interval", "data_num_workers", "sav
 _NOTED = ("data_dir", "train_ann", "val_ann", "test_ann", "loss_assign")
 _ARGUMENTS = ("batch_size", "fp16", "start_epoch")
 _WEIGHTS = "loss_weights()"  # of the experiment: part of the losses
+# What the loss sees of the data. A user compares these with losses, so they are part of what is compared.
+_REMEDIES = ("ignore_crowd", "repeat_factor", "gt_score")
 UNKNOWN = "unknown"
 
 
@@ -231,7 +233,9 @@ def facts(run: Run) -> dict[str, Any]:
     """Everything besides losses and seed that moves a result; what a run of plain YOLOX cannot tell is `UNKNOWN`."""
     record = run.record
     known: dict[str, Any] = {}
-    known.update({key: value for key, value in record.get("exp", {}).items() if key not in (*_IGNORED, *_NOTED)})
+    known.update(
+        {key: value for key, value in record.get("exp", {}).items() if key not in (*_IGNORED, *_NOTED, *_REMEDIES)}
+    )
     known["random_size"] = training_sizes(record.get("exp", {})) or UNKNOWN
     args = record.get("args") or {}
     known.update({name: args.get(key) for key, name in zip(_ARGUMENTS, ("-b", "--fp16", "-e"), strict=True)})
@@ -315,14 +319,11 @@ def group(runs: Sequence[Run], by: str = "loss") -> list[Group]:
             others = ""
         else:
             weights = run.record.get("code", {}).get(_WEIGHTS)
-            key = json.dumps(
-                [*(resolved.get(term) for term in terms), weights if by == "loss" else None], sort_keys=True
-            )
-            label = loss_label(run.record, terms, weighed=by == "loss")
+            more = [weights, remedies(run.record)] if by == "loss" else []
+            key = json.dumps([*(resolved.get(term) for term in terms), *more], sort_keys=True)
+            label = loss_label(run.record, terms, whole=by == "loss")
             rest = [term for term in resolved if term not in terms]
-            others = (
-                "" if by == "loss" else " ".join(filter(None, (loss_label(run.record, rest, weighed=True), weights)))
-            )
+            others = "" if by == "loss" else " ".join(filter(None, (loss_label(run.record, rest, whole=True), weights)))
         if key not in labels:
             taken = [other for other in labels.values() if other == label or other.startswith(f"{label} #")]
             labels[key] = f"{label} #{len(taken) + 1}" if taken else label
@@ -347,10 +348,19 @@ def _stem(name: str) -> str:
     return re.sub(r"[-_.]?(seed|s|run)?[-_]?\d+$", "", name) or name
 
 
-def loss_label(record: dict[str, Any], terms: Sequence[str], weighed: bool) -> str:
+def remedies(record: dict[str, Any]) -> dict[str, Any]:
+    """The settings for faulty data that a run was trained with: name -> value, without those that are off."""
+    exp = record.get("exp", {})
+    return {key: plain(exp[key]) for key in _REMEDIES if exp.get(key)}
+
+
+def loss_label(record: dict[str, Any], terms: Sequence[str], whole: bool) -> str:
     """The losses of these terms in a few words: those that are not stock's, with the knobs that are not their default.
 
-    ``weighed``: element weights of the experiment, `yolox_loss_patch.LossExp`, are named too.
+    Args:
+        record: of a run.
+        terms: to be named.
+        whole: name also the element weights of the experiment (`yolox_loss_patch.LossExp`) and the settings for faulty data.
     """
     stock = LossConfig().resolved()
     parts = []
@@ -358,6 +368,8 @@ def loss_label(record: dict[str, Any], terms: Sequence[str], weighed: bool) -> s
         resolved = record["resolved_losses"].get(term) or {}
         if resolved and plain(resolved) != plain(stock[term]):
             parts.append(f"{term} {label_of(term, resolved)}")
-    if weighed and _WEIGHTS in record.get("code", {}):
+    if whole and _WEIGHTS in record.get("code", {}):
         parts.append(_WEIGHTS)
+    if whole:
+        parts += [key if value is True else f"{key}={value}" for key, value in remedies(record).items()]
     return " + ".join(parts) or "stock"

@@ -156,7 +156,7 @@ def _losses(run: Run) -> str:
     if run.is_plain:
         return "unknown: the run was made without the kit, most likely with YOLOX's own losses"
     terms = [key.removeprefix("loss_") for key in KEYS]
-    label = loss_label(run.record, terms, weighed=True)
+    label = loss_label(run.record, terms, whole=True)
     return "YOLOX's own (stock)" if label == "stock" else f"{label}; all others are YOLOX's own"
 
 
