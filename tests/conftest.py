@@ -121,7 +121,7 @@ def cli(folder, *words, check=True, python=("-m", "yolox_loss_patch"), **environ
     environ = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environ}
     words = [*map(str, words)]
     read_at_start = [key for key in environ if key.startswith("PYTHON") and key != "PYTHONPATH"]
-    if environ["OMP_NUM_THREADS"] == "1" and not read_at_start and python and python[0] != "-c":
+    if environ["OMP_NUM_THREADS"] == "1" and not read_at_start and python[0] != "-c":
         done = forked.run(python, words, folder, environ, timeout=500)
     else:
         done = subprocess.run(

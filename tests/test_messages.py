@@ -103,7 +103,7 @@ KNOBS = [
     (
         "obj",
         dict(type="focal", gamma=46, calibrated=True),
-        "gamma=46.0, as a pull of it is 0 .*gamma 46",
+        "gamma=46.0, as a pull of it is 0 .*gamma from 46",
     ),
 ]
 

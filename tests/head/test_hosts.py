@@ -78,7 +78,8 @@ def test_a_host_is_told_by_its_code_not_by_its_version(tmp_path):
     edits = {forks.HEAD: [("center_radius = 2.5", "center_radius = 3.5")]}
     fork = forks.make(tmp_path / "fork", edits)
     code = "from yolox_loss_patch.head import hosts; print(hosts.describe()['name'], hosts.assignment_rule(hosts.head_class()))"
-    done = cli(tmp_path, "-c", code, python=(), PYTHONPATH=os.pathsep.join([str(fork), str(ROOT)]))
+    (tmp_path / "told.py").write_text(code)
+    done = cli(tmp_path, python=(tmp_path / "told.py",), PYTHONPATH=os.pathsep.join([str(fork), str(ROOT)]))
     assert done.stdout.strip() == "yolox 0.3.0 (PyPI), with a label assignment of its own None"
 
 

@@ -40,9 +40,9 @@ KNOWN = {
     "focaler": st.one_of(st.none(), st.tuples(numbers(0, 0.4), numbers(0.5, 1))),
     "focal": numbers(0, 3),
     "wise": WISE,
-    "image_size": st.tuples(numbers(32, 2000), numbers(32, 2000)),
+    "image_size": st.tuples(numbers(600, 2000), numbers(600, 2000)),  # the boxes lie in it
     "constant": st.one_of(numbers(1, 100), st.just("mean")),
-    "pos_weight": numbers(0, 5),
+    "pos_weight": numbers(0.1, 5),
     "class_weight": st.none(),
     "sampler": st.one_of(st.none(), st.just(dict(type="RandomSampler", num=9))),
     "level_weights": st.none(),
@@ -87,6 +87,15 @@ def one_loss(draw, term):
         spec = {key: value for key, value in spec.items() if key in ("type", "mode", "loss_weight")}
     elif "mode" in spec:
         spec.pop("power", None)
+    if spec.get("calibrated"):  # a pull of 0 and a curve per class cannot be calibrated
+        spec.pop("alpha", None)
+        spec.pop("activated", None)
+        spec.pop("label_smoothing", None)
+        if name == "asymmetric":
+            spec["margin"] = 0.0  # below it the background has no pull
+    if spec.get("by_overlap"):  # for power 1
+        spec.pop("power", None)
+        spec["by_overlap"] = "power" in knobs and knobs["power"].default == 1
     if spec.get("reduction") == "sum":
         spec.pop("avg_factor", None)
     return spec if len(spec) > 1 or draw(st.booleans()) else name

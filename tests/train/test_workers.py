@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -149,10 +148,35 @@ def test_a_run_goes_on_with_another_number_of_workers(alone, work, digits):
     assert_follows(work, alone)
 
 
-@pytest.mark.slow
-def test_two_workers_stopped_and_resumed_are_two_workers_that_were_not(work, digits):
-    """Bit for bit, batch norm and all; and every rank evaluates the very model that is saved."""
-    evaluate = """
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory, digits):
+    """Three epochs of two workers that are never stopped, started as the console script does it.
+
+    Each notes which addresses its process and its parent listen on, and a hash of the model that it evaluates. A file of
+    the user has the name of a module of Python.
+    """
+    notes = """
+    def preprocess(self, inputs, targets, tsize):
+        import contextlib, os, pathlib
+        mine = set()
+        for path in (path for pid in (os.getpid(), os.getppid()) for path in pathlib.Path(f"/proc/{pid}/fd").iterdir()):
+            with contextlib.suppress(OSError):  # the one of the listing itself
+                mine.add(os.readlink(path))
+        rows = [row.split() for table in ("tcp", "tcp6") for row in open(f"/proc/net/{table}").read().splitlines()[1:]]
+        with open("listening", "a") as file:
+            file.writelines(row[1] + " " for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in mine)
+        return super().preprocess(inputs, targets, tsize)
+"""
+    folder = tmp_path_factory.mktemp("pair")
+    exp_file(folder, digits, notes, EVALUATE)
+    (folder / "queue.py").write_text("open('queue was run', 'w')\n")
+    # As the console script does it: the current folder is not on the path.
+    start = "import sys; sys.path.remove(''); from yolox_loss_patch.cli import main; sys.exit(main())"
+    cli(folder, *PAIR, python=("-c", start))
+    return folder
+
+
+EVALUATE = """
     def eval(self, model, evaluator, is_distributed, half=False):
         import hashlib
         from loguru import logger
@@ -161,33 +185,45 @@ def test_two_workers_stopped_and_resumed_are_two_workers_that_were_not(work, dig
         logger.info(f"evaluated {hashlib.sha256(state).hexdigest()}")
         return super().eval(model, evaluator, is_distributed, half)
 """
-    exp_file(work, digits, CRASH, evaluate)
-    other = work / "other"
-    other.mkdir()
-    shutil.copy(work / "tiny.py", other)
-    words = (*TRAIN, "-d", "2", *LOSSES, "max_epoch", "3")
-    cli(work, *words)
-    logs = [(run_folder(work) / name).read_text() for name in ("train_log.txt", "train_log_rank1.txt")]
-    models = [re.findall(r"evaluated (\w{64})", log) for log in logs]
-    assert models[0] == models[1] and len(models[0]) == 2
-    done = cli(other, *words, check=False, CRASH="1 5 SIGTERM parent")  # whoever stops the run stops the first process
-    assert done.returncode == 130 and "--resume" in done.stderr and seconds_since_the_crash(other) < 40
-    assert record(other)["status"] == "interrupted" and record(other)["epochs_done"] == 1
-    cli(other, "train", "--resume", *words[1:])
-    assert_same(checkpoint(run_folder(work))["model"], checkpoint(run_folder(other))["model"])
+PAIR = (*TRAIN, "-d", "2", *LOSSES, "max_epoch", "3")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
-def test_torchrun_a_killed_worker_ends_all(work, digits, rank):
+def test_every_rank_evaluates_the_very_model_that_is_saved(pair):
+    logs = [(run_folder(pair) / name).read_text() for name in ("train_log.txt", "train_log_rank1.txt")]
+    models = [re.findall(r"evaluated (\w{64})", log) for log in logs]
+    assert models[0] == models[1] and len(models[0]) == 2
+
+
+@pytest.mark.slow
+def test_the_workers_of_one_machine_are_reached_from_this_machine_only(pair):
+    """Their store and their own connections listen on the loopback interface; a queue.py of the user's is not run."""
+    addresses = {row.split(":")[0] for row in (pair / "listening").read_text().split()}
+    assert addresses == {"0100007F"} and not (pair / "queue was run").exists()
+
+
+@pytest.mark.slow
+def test_two_workers_stopped_and_resumed_are_two_workers_that_were_not(pair, work, digits):
+    """Bit for bit, batch norm and all."""
+    exp_file(work, digits, CRASH)
+    done = cli(work, *PAIR, check=False, CRASH="1 5 SIGTERM parent")  # whoever stops the run stops the first process
+    assert done.returncode == 130 and "--resume" in done.stderr and seconds_since_the_crash(work) < 40
+    assert record(work)["status"] == "interrupted" and record(work)["epochs_done"] == 1
+    cli(work, "train", "--resume", *PAIR[1:])
+    assert_same(checkpoint(run_folder(pair))["model"], checkpoint(run_folder(work))["model"])
+
+
+@pytest.mark.slow
+def test_torchrun_a_killed_worker_ends_all(work, digits):
+    """The first, which holds the store of all; the second is killed in a test above."""
     exp_file(work, digits, CRASH)
     python = (*TORCHRUN, "--standalone", "-m", "yolox_loss_patch")
-    done = cli(work, *TRAIN, "max_epoch", "2", python=python, check=False, CRASH=f"{rank} 4 SIGKILL self")
+    done = cli(work, *TRAIN, "max_epoch", "2", python=python, check=False, CRASH="0 4 SIGKILL self")
     assert done.returncode != 0 and seconds_since_the_crash(work) < 40
     facts = record(work)
     assert facts["status"] == "failed" and facts["ended"]
-    assert re.match(rf"rank {rank} \(process \d+\) ended without a word: killed", facts["error"]), facts["error"]
-    assert f"error: rank {1 - rank}: rank {rank} (process" in done.stderr
+    assert re.match(r"rank 0 \(process \d+\) ended without a word: killed", facts["error"]), facts["error"]
+    assert "error: rank 1: rank 0 (process" in done.stderr
 
 
 def processes(session):
@@ -203,23 +239,30 @@ def signals_as_in_a_terminal(ignore_interrupt):
     signal.signal(signal.SIGINT, signal.SIG_IGN if ignore_interrupt else signal.default_int_handler)
 
 
-# the signal, who gets it, whether Ctrl-C is ignored as under nohup, and what the record says
+# workers, the signal, who gets it, whether Ctrl-C is ignored as under nohup, and what the record says
 ENDS = [
-    ("SIGKILL", "parent", True, "failed", r"the process that started the workers \(\d+\) ended without a word: killed"),
-    ("SIGHUP", "parent", False, "interrupted", "stopped by"),
-    ("SIGINT", "group", False, "interrupted", "interrupted from the keyboard"),
+    (
+        2,
+        "SIGKILL",
+        "parent",
+        True,
+        "failed",
+        r"the process that started the workers \(\d+\) ended without a word: killed",
+    ),
+    (1, "SIGHUP", "self", False, "interrupted", "stopped by"),
+    (2, "SIGINT", "group", False, "interrupted", "interrupted from the keyboard"),
 ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name,whom,ignore,status,error", ENDS)
-def test_no_process_outlives_the_one_that_started_the_training(work, digits, name, whom, ignore, status, error):
+@pytest.mark.parametrize("number,name,whom,ignore,status,error", ENDS)
+def test_no_process_outlives_the_one_that_started_the_training(work, digits, number, name, whom, ignore, status, error):
     """Workers, their data loaders, and the process that started them: all are gone, and the record says why."""
     exp_file(work, digits, CRASH)
-    words = [*TRAIN, "-d", "2", "max_epoch", "500", "data_num_workers", "1"]
+    words = [*TRAIN, "-d", number, "max_epoch", "500", "data_num_workers", "1"]
     with (work / "screen.txt").open("w") as screen:
         process = subprocess.Popen(
-            [sys.executable, "-m", "yolox_loss_patch", *words],
+            [sys.executable, "-m", "yolox_loss_patch", *map(str, words)],
             cwd=work,
             stdout=screen,
             stderr=screen,
@@ -255,30 +298,6 @@ def test_a_training_whose_reader_went_away_leaves_no_process(work):
     assert processes(process.pid) == []
     assert record(work)["status"] == "failed" and "(broken pipe)" in record(work)["error"] and record(work)["ended"]
     assert not list(run_folder(work).glob(".claim*"))
-
-
-@pytest.mark.slow
-def test_the_workers_of_one_machine_are_reached_from_this_machine_only(work, digits):
-    """Their store and their own connections listen on the loopback interface; a queue.py of the user's is not run."""
-    listen = """
-    def preprocess(self, inputs, targets, tsize):
-        import contextlib, os, pathlib
-        mine = set()
-        for path in (path for pid in (os.getpid(), os.getppid()) for path in pathlib.Path(f"/proc/{pid}/fd").iterdir()):
-            with contextlib.suppress(OSError):  # the one of the listing itself
-                mine.add(os.readlink(path))
-        rows = [row.split() for table in ("tcp", "tcp6") for row in open(f"/proc/net/{table}").read().splitlines()[1:]]
-        with open("listening", "a") as file:
-            file.writelines(row[1] + " " for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in mine)
-        return super().preprocess(inputs, targets, tsize)
-"""
-    exp_file(work, digits, listen)
-    (work / "queue.py").write_text("open('queue was run', 'w')\n")
-    # As the console script does it: the current folder is not on the path.
-    start = "import sys; sys.path.remove(''); from yolox_loss_patch.cli import main; sys.exit(main())"
-    cli(work, *TRAIN, "-d", "2", "max_epoch", "1", python=("-c", start))
-    addresses = {row.split(":")[0] for row in (work / "listening").read_text().split()}
-    assert addresses == {"0100007F"} and not (work / "queue was run").exists()
 
 
 @pytest.mark.slow

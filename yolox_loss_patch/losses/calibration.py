@@ -120,7 +120,8 @@ class Calibrated(_Wrapper):
         steps = means.diff()
         if not bool((torch.isfinite(means)).all()):
             raise ValueError(
-                "a pull of it is 0 (of focal at a confident score from gamma 46 on, and with alpha 0 or 1)"
+                "a pull of it is 0 at some score (as with label_smoothing, the margin of asymmetric, alpha 0 or 1, and gamma "
+                "from 46 on)"
             )
         if not bool((steps > 0).all()):
             raise ValueError("its score has no probability that it stands for")
