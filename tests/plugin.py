@@ -34,6 +34,12 @@ def refuse_unknown_skip(report):
         report.longrepr = f"Skipped for a reason that is not in KNOWN_SKIPS of tests/plugin.py: {reason!r}"
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """The slow tests come first, so that no process waits for another at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport():
     """Look at each phase of a test."""

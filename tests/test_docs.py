@@ -113,3 +113,31 @@ def test_the_readme_says_how_fast_the_loss_stage_is():
     newest = [row for row in rows if row["host"].startswith("yolox 0.3.0")][-1]
     assert "a twentieth of stock's time at 20 boxes per image" in (ROOT / "README.md").read_text()
     assert 1 / 22 < float(newest["ratio"]) < 1 / 18
+
+
+def test_the_page_on_data_has_the_differences_of_its_files():
+    """Each row of its tables, by the place of its setting."""
+    labels = {
+        "repeat_factor = 0.3": "repeat_factor=0.3",
+        '"inverse"': "class_weight=[18.5",
+        "effective_number": "class_weight=[3.77",
+        "OHEMSampler": "sampler=",
+        "level_weights": "level_weights=",
+        "ignore_crowd": "ignore_crowd",
+    }
+    page = (ROOT / "docs" / "data.md").read_text()
+    lines = [line for line in page.splitlines() if line.startswith("| `")]
+    tables = {}
+    for name in ("rare", "rare_classes", "crowd"):
+        with (ROOT / "benchmarks" / "remedies" / f"{name}.csv").open(newline="") as file:
+            tables[name] = list(csv.DictReader(file))
+    for line, (setting, label) in zip(lines, labels.items(), strict=True):
+        assert setting in line
+        for name in ("crowd",) if setting == "ignore_crowd" else ("rare", "rare_classes"):
+            (row,) = (row for row in tables[name] if label in row["group"])
+            difference, low, high = (float(row[f"AP_{key}"]) for key in ("difference", "low", "high"))
+            assert f"{difference:+.3f} [{low:+.3f}, {high:+.3f}] | {row['AP_verdict']} |" in line
+    readme = (ROOT / "README.md").read_text()
+    for label in ("repeat_factor=0.3", "class_weight=[18.5"):
+        (row,) = (row for row in tables["rare_classes"] if label in row["group"])
+        assert f"{float(row['AP_difference']):+.3f} AP of the rare classes, {row['AP_verdict']}" in readme

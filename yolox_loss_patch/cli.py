@@ -1,7 +1,7 @@
 """The command line: ``yolox-loss VERB`` and ``python -m yolox_loss_patch VERB``.
 
-Exit status: 0 only when the verb did what it says; 2 for a mistake that the message explains; 1 for a crash; 130 after
-an interruption. ``--debug`` shows the traceback of an error.
+Exit status: 0 only when the verb did what it says; 2 for a mistake that the message explains; 1 for a training that
+broke off and for a crash; 130 after an interruption. ``--debug`` shows the traceback of an error.
 
 A verb imports what it needs when it is called, so that ``--help`` does not wait for torch.
 """
@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from .errors import ConfigError, HostError, KitError, in_words
+from .errors import ConfigError, HostError, KitError, exit_status, in_words
 
 if TYPE_CHECKING:
     from .specs.catalogue import Loss
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         hint = "" if is_explained or debug else " With --debug it shows where."
         print(f"error: {in_words(error)}{hint}", file=sys.stderr)
-        return 2 if is_explained else 1
+        return exit_status(error)
     return 0
 
 

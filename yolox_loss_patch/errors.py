@@ -9,6 +9,17 @@ class KitError(Exception):
     """Base of the kit's errors: the message says what happened, which value, what is allowed, what to do."""
 
 
+def break_off(error: Exception) -> None:
+    """Mark an error that ended a training which had begun: the exit status is 1 then, and 2 for what is wrong before."""
+    error.exit_status = 1  # type: ignore[attr-defined]
+
+
+def exit_status(error: BaseException) -> int:
+    """The exit status of a command that an error ended."""
+    is_explained = isinstance(error, (KitError, OSError))
+    return int(getattr(error, "exit_status", 2 if is_explained else 1))
+
+
 class ConfigError(KitError, ValueError):
     """A setting that cannot be."""
 

@@ -11,10 +11,12 @@ import pytest
 from browser import Browser, find
 from conftest import cli
 from made_runs import edit, make_data, make_run
+from matplotlib.figure import Figure
 from PIL import Image
 from test_report import CLOSING, HOSTILE, QUOTES, Page, hostile_data
 
 from yolox_loss_patch.compare import training
+from yolox_loss_patch.compare.drawing import LIGHT, style
 from yolox_loss_patch.compare.training import page as page_module
 from yolox_loss_patch.compare.training.facts import examine, score_curves
 from yolox_loss_patch.compare.training.figures import panels
@@ -154,6 +156,22 @@ def test_a_run_without_detections_or_boxes(tmp_path):
     facts = examine(read(run))
     assert facts.evaluated.curves is None and facts.missing == ["No validation image has a box, so none is shown."]
     report(run)
+
+
+def test_a_schedule_of_weights_has_its_picture(tmp_path):
+    """From stock to CIoU over the four epochs, as the epochs were trained."""
+    data = make_data(tmp_path / "data", images=3)
+    fade = [dict(type="iou", loss_weight={1: 1, 3: 0}), dict(type="ciou", loss_weight={1: 0, 3: 2})]
+    run = make_run(tmp_path / "run", data, losses={"loss_iou": fade})
+    (panel,) = (panel for panel in panels(examine(read(run))) if panel.title.startswith("Weights of the losses"))
+    assert panel.alt.endswith("epoch 1 to 4: iou iou 1 to 0, iou ciou 0 to 2.")
+    figure = Figure()
+    with style(LIGHT):
+        panel.paint(figure.add_subplot(), LIGHT)
+    first, second = (line.get_ydata() for line in figure.axes[0].lines[:2])
+    assert list(first) == [1, 0.5, 0, 0] and list(second) == [0, 1, 2, 2]
+    constant = make_run(tmp_path / "constant", data)
+    assert not any("Weights" in panel.title for panel in panels(examine(read(constant))))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

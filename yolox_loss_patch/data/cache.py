@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
+import shutil
 import time
 import traceback
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,42 @@ from ..errors import DataError
 from .findings import some
 
 _STARTED = time.time()
+
+
+@contextlib.contextmanager
+def room_for_cache() -> Iterator[None]:
+    """While a data set is made: refuse a cache file for which the disk has no room.
+
+    YOLOX maps the file into memory at its full length and fills it later. A disk that is full by then kills the process
+    without a word, and leaves a file that looks whole.
+
+    Raises:
+        DataError: there is too little room.
+    """
+    memmap = np.memmap
+
+    def checked(
+        filename: Any, dtype: Any = np.uint8, mode: Any = "r+", offset: int = 0, shape: Any = None, **more: Any
+    ) -> Any:
+        if mode == "w+" and shape is not None:
+            path = Path(filename)
+            needed, free = (
+                math.prod(np.atleast_1d(shape).tolist()) * np.dtype(dtype).itemsize,
+                shutil.disk_usage(path.parent).free,
+            )
+            if needed > free:
+                needed_mib, free_mib = needed / 2**20, free / 2**20
+                raise DataError(
+                    f"The image cache {str(path)!r} takes {needed_mib:.0f} MiB, and its disk has {free_mib:.0f} MiB free.",
+                    "Free space there, or train without --cache.",
+                )
+        return memmap(filename, dtype=dtype, mode=mode, offset=offset, shape=shape, **more)
+
+    np.memmap = checked  # type: ignore[assignment, misc]
+    try:
+        yield
+    finally:
+        np.memmap = memmap  # type: ignore[misc]
 
 
 def check_image_cache(coco_set: Any, split: str) -> None:

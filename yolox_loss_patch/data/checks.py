@@ -14,7 +14,7 @@ from loguru import logger
 
 from ..errors import DataError, in_words
 from .annotations import annotation_path, check_annotations, default_data_dir, read_annotations, utf8_annotations
-from .cache import check_image_cache, remove_half_made_cache
+from .cache import check_image_cache, remove_half_made_cache, room_for_cache
 from .findings import ERROR, WARNING, Finding, some
 from .images import image_fault
 from .preflight import check_split
@@ -37,8 +37,10 @@ def open_data(make: Callable[[], Any], data_dir: str | None, annotation: str, wh
         DataError: the folder or file is missing or unusable.
     """
     try:
-        with utf8_annotations():
+        with utf8_annotations(), room_for_cache():
             return make()
+    except DataError:
+        raise
     except Exception as error:
         made = list(_objects_of(error))
         for part in made:

@@ -201,7 +201,7 @@ def _check_eps(where: str, eps: Any) -> None:
 
 def mmdet_name(name: str) -> str:
     """The name of a class of MMDetection or MMYOLO without its registry in front."""
-    return name.removeprefix("mmdet.").removeprefix("mmyolo.")
+    return name.removeprefix("mmdet.").removeprefix("mmyolo.").removeprefix("mmrotate.")
 
 
 def _resolve_part(term: str, spec: Mapping[str, Any], registry: Registry) -> dict[str, Any]:

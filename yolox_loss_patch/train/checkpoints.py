@@ -35,6 +35,7 @@ def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], path:
     wrong = [key for key, value in expected.items() if key in weights and weights[key].shape != value.shape]
     missing = [key for key in expected if key not in weights]
     unknown = [key for key in weights if key not in expected]
+    counts = f"{len(wrong)} of another shape, {len(missing)} missing, {len(unknown)} unknown, of {len(expected)}"
     if not strict:
         retrained = [key for key in wrong if key.startswith("head.cls_preds.")]
         if retrained:
@@ -52,10 +53,7 @@ def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], path:
             example = f"{key} is {tuple(weights[key].shape)} there and {tuple(expected[key].shape)} here"
         else:
             example = f"{missing[0]} is not in it" if missing else f"{unknown[0]} is not in this model"
-        raise RunError(
-            f"The checkpoint {str(path)!r} is of another model: {example} ({len(wrong)} of another shape, {len(missing)} "
-            f"missing, {len(unknown)} unknown, of {len(expected)})."
-        )
+        raise RunError(f"The checkpoint {str(path)!r} is of another model: {example} ({counts}).")
     fitting = {key: weights[key] for key in expected if key in weights and weights[key].shape == expected[key].shape}
     model.load_state_dict(fitting, strict=strict)
 

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from loguru import logger
 
-from ..errors import KitError, RunError
+from ..errors import KitError, RunError, break_off, exit_status
 from ..exp.code import user_code
 from ..exp.settings import resolved_losses, settings
 from ..head import hosts
@@ -284,6 +284,8 @@ class RunStatus:
                         pass  # the error is what is written down; later signals are ignored
                     reason = self._end(_in_words(error, self.folder))
                     if reason is not None:
+                        if exit_status(error) == 1:
+                            break_off(reason)
                         raise reason from error
                     raise
                 self._close("finished", None)

@@ -14,7 +14,7 @@ from loguru import logger
 from yolox.core import Trainer as HostTrainer
 from yolox.utils import MeterBuffer, ModelEMA, adjust_status, occupy_mem
 
-from ..errors import KitError, NonFiniteError, RunError
+from ..errors import KitError, NonFiniteError, RunError, break_off
 from ..exp.loading import adapt
 from ..exp.settings import check_settings, loss_config
 from .checkpoints import Checkpoints, Resumed, Trained
@@ -104,12 +104,16 @@ class Trainer(HostTrainer):
     def train_in_epoch(self) -> None:
         """All epochs."""
         self.before_train()
-        for epoch in range(self.start_epoch, self.max_epoch):
-            self.epoch = epoch
-            self.before_epoch()
-            self.train_in_iter()
-            self.after_epoch()
-        self.after_train()
+        try:
+            for epoch in range(self.start_epoch, self.max_epoch):
+                self.epoch = epoch
+                self.before_epoch()
+                self.train_in_iter()
+                self.after_epoch()
+            self.after_train()
+        except Exception as error:
+            break_off(error)
+            raise
 
     def before_train(self) -> None:
         """Model, optimizer, weights, data, learning rate, EMA, logs."""

@@ -14,11 +14,13 @@ from typing import Any
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from ...errors import KitError, RunError
+from ...errors import KitError, RunError, break_off, exit_status
 from ...runs.record import fail_run
 from .place import Place
 from .signals import stop_signals
 from .team import TIMEOUT, announce_end, read_reason, write_reason
+
+_BROKE_OFF = 3  # exit status of a worker: an error in words ended a training that had begun
 
 
 def work(function: Callable[[], None], print_errors: bool) -> None:
@@ -34,7 +36,7 @@ def work(function: Callable[[], None], print_errors: bool) -> None:
     except KeyboardInterrupt:
         status = 130
     except KitError as error:
-        status = 2
+        status = _BROKE_OFF if exit_status(error) == 1 else 2
         announce_end(f"rank {rank}: {error}")
         if print_errors:
             print(f"error: rank {rank}: {error}", file=sys.stderr)
@@ -106,10 +108,13 @@ def launch(
             text = reason
         if is_first_machine:
             fail_run(folder, context.pids(), text)
-        if status == 1:  # a crash, whose traceback is on the screen unless it came before `work`
+        lost = RunError(text)
+        if status < 0 or status == _BROKE_OFF:
+            break_off(lost)
+        elif status == 1:  # a crash, whose traceback is on the screen unless it came before `work`
             print(error if isinstance(error, mp.ProcessRaisedException) else f"error: {text}", file=sys.stderr)
             raise SystemExit(1) from error
-        raise RunError(text) from error
+        raise lost from error
 
 
 def _local_store(port: int) -> dist.TCPStore:

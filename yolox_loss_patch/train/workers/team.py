@@ -153,7 +153,7 @@ class Team:
                 patience = 0.0 if self.lost_parent() else PATIENCE
                 if reason is not None and not done.wait(patience):
                     on_loss(reason)
-                    os._exit(2)
+                    os._exit(1)
 
         thread = threading.Thread(target=look, daemon=True)
         thread.start()
