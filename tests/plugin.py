@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 
 import forked
 import pytest
@@ -36,8 +37,9 @@ def refuse_unknown_skip(report):
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
-    """The slow tests come first, so that no process waits for another at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """The files with most slow tests come first, so that no process waits for another at the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow") is not None)
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.hookimpl(hookwrapper=True)
