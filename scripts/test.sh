@@ -20,7 +20,6 @@ scripts/setup.sh --test
 .venv/bin/python -m ruff format --check yolox_loss_patch tests benchmarks scripts exps
 .venv/bin/python -m mypy
 
-# One thread per process: the tests run in parallel, and tiny tensors gain nothing from more. A file stays in one process,
-# as its tests share trainings.
+# One thread per process: the tests run in parallel, and tiny tensors gain nothing from more.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-exec .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder ${select[@]+"${select[@]}"} "$@"
+exec .venv/bin/python -m pytest -n auto --maxprocesses 4 ${select[@]+"${select[@]}"} "$@"

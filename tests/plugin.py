@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections import Counter
 
 import forked
 import pytest
@@ -33,13 +32,6 @@ def refuse_unknown_skip(report):
     if not any(re.search(known, reason) for known in KNOWN_SKIPS):
         report.outcome = "failed"
         report.longrepr = f"Skipped for a reason that is not in KNOWN_SKIPS of tests/plugin.py: {reason!r}"
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items):
-    """The files with most slow tests come first, so that no process waits for another at the end."""
-    slow = Counter(item.path for item in items if item.get_closest_marker("slow") is not None)
-    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.hookimpl(hookwrapper=True)
