@@ -31,12 +31,16 @@ sweep() {
         exp_name "remedies_$set" data_dir "datasets/digits_$set"
 }
 
-# The set, the name of the table, and flags of compare.
+# What is committed of a set: its table and the rows of its runs. The set, the name of the table, flags of compare.
 keep() {
     local set=$1 name=$2
     shift 2
     yolox-loss compare "remedies_$set-*" "$@" --out "YOLOX_outputs/comparison-$name"
     cp "YOLOX_outputs/comparison-$name/comparison.csv" "benchmarks/remedies/$name.csv"
+    for folder in YOLOX_outputs/"remedies_$set"-*seed*/; do
+        cp "$folder/metrics.csv" "benchmarks/remedies/$(basename "$folder").csv"
+    done
+    cp "YOLOX_outputs/remedies_${set}_start-seed100/metrics.csv" "benchmarks/remedies/remedies_${set}_start.csv"
 }
 
 mkdir -p benchmarks/remedies

@@ -59,7 +59,7 @@ def _main(python, words, folder, environ, out, err, spent):
         os.dup2(file, number)
         os.close(file)
     tests = str(Path(__file__).parent)
-    path = environ.get("PYTHONPATH", "").split(os.pathsep)
+    path = [entry for entry in environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     sys.path[:] = ["" if python[0] == "-m" else str(Path(python[0]).parent), *path, *sys.path]
     sys.path[1:] = [entry for entry in sys.path[1:] if entry not in ("", tests) or entry in path]
     try:

@@ -318,6 +318,15 @@ def test_memory_does_not_grow_with_the_runs(data):
     assert many[0] - few < 1_120_000
 
 
+def test_settings_for_faulty_data_stand_in_what_differs(tmp_path):
+    data = make_data(tmp_path / "data", images=3)
+    for seed in (0, 1):
+        make_run(tmp_path / f"stock-seed{seed}", data, seed=seed)
+        make_run(tmp_path / f"crowd-seed{seed}", data, seed=seed, ignore_crowd=True)
+    text = compare([str(tmp_path / "*-seed*")])
+    assert re.search(r"\| ignore_crowd +\| - +\| True +\|", text) and "the same losses" not in text
+
+
 @pytest.mark.slow
 def test_real_runs_from_training_to_csv(tmp_path, digits):
     """Two trainings by the command line, then the comparison by the command line."""

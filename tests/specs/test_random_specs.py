@@ -160,7 +160,9 @@ def test_any_spec_is_a_loss(drawn):
         results = []
         for each in modules:
             pred, target = batch(term, dtype)
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype != torch.float32):
+            with torch.autocast(
+                "cpu", dtype=torch.bfloat16 if dtype == torch.float32 else dtype, enabled=dtype != torch.float32
+            ):
                 value = each(pred, target, **facts)
             value.backward()
             assert value.isfinite() and pred.grad.isfinite().all(), (text, dtype, value, pred.grad)

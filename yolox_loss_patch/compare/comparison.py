@@ -14,7 +14,7 @@ from ..errors import RunError
 from ..runs.differences import training_sizes
 from ..runs.record import AP_COLUMNS, predictions_file
 from ..runs.result_files import file_groups, read_results
-from ..runs.selection import Group, Run, Selection, differing, facts, group, select, surroundings, unknown
+from ..runs.selection import Group, Run, Selection, differing, facts, group, remedies, select, surroundings, unknown
 from ..specs.knobs import nearest
 from ..specs.labels import label_of
 from .answers import plan_text
@@ -321,7 +321,7 @@ def _pairs(ours: Group, theirs: Group) -> tuple[list[Run], list[Run]]:
 
 
 def _loss_differences(results: list[Result]) -> dict[str, list[str]]:
-    """The resolved losses side by side, differences only."""
+    """The resolved losses and the settings for faulty data side by side, differences only."""
     tables = []
     for result in results:
         resolved = result.group.runs[0].record.get("resolved_losses") or {}
@@ -332,6 +332,8 @@ def _loss_differences(results: list[Result]) -> dict[str, list[str]]:
                 continue
             table[f"loss_{term}"] = str(spec.get("type"))
             table.update({f"loss_{term}.{key}": str(value) for key, value in spec.items() if key != "type"})
+        if table:
+            table.update({key: str(value) for key, value in remedies(result.group.runs[0].record).items()})
         tables.append(table)
     keys = dict.fromkeys(key for table in tables for key in table)
     rows = {key: [table.get(key, "-" if table else "unknown") for table in tables] for key in keys}

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from tabulate import tabulate
+from torch import Tensor
 from tqdm import tqdm
 
 from ..data.checks import open_data
@@ -263,16 +264,12 @@ class _Trainings:
             images, labels, _ = batches.next()
             images, labels = self.exp.preprocess(images, labels, self.exp.input_size)
             stage.gradients.clear()
-            diverged = RunError(
-                f"The loss is not finite in step {step + 1} with the {name} losses, {config}. Lower basic_lr_per_img, or "
-                "the loss_weight of the term."
-            )
-            try:
-                loss = self.model(images, labels)["total_loss"]
-            except NonFiniteError as error:
-                raise diverged from error
-            if not math.isfinite(float(loss.detach())):
-                raise diverged
+            loss = self._total_loss(images, labels)
+            if loss is None:
+                raise RunError(
+                    f"The loss is not finite in step {step + 1} with the {name} losses, {config}. Lower basic_lr_per_img, or "
+                    "the loss_weight of the term."
+                )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -282,6 +279,14 @@ class _Trainings:
                 )
             trial.rows.append({"step": step + 1, **_row(stage)})
         return trial
+
+    def _total_loss(self, images: Tensor, labels: Tensor) -> Tensor | None:
+        """The total loss of a batch, None where it or the predictions are not finite."""
+        try:
+            loss: Tensor = self.model(images, labels)["total_loss"]
+        except NonFiniteError:
+            return None
+        return loss if math.isfinite(float(loss.detach())) else None
 
     def _has_l1(self) -> bool:
         """Whether the experiment chose another L1 loss: only then is the L1 term trained here; YOLOX starts it late."""
