@@ -16,6 +16,7 @@ from yolox_loss_patch import cli as command
 from yolox_loss_patch.compare.answers import answers
 from yolox_loss_patch.compare.comparison import analyse, compare
 from yolox_loss_patch.compare.detections import Truth
+from yolox_loss_patch.compare.figures import panels
 from yolox_loss_patch.compare.judging import resample
 from yolox_loss_patch.compare.results import Result, Summary
 from yolox_loss_patch.compare.tables import as_csv, as_text, side_by_side, tables
@@ -316,6 +317,17 @@ def test_memory_does_not_grow_with_the_runs(data):
     few, many = peak(2)[0], peak(12)
     assert len(many[1].resampled) == 12 and detections(many[1].group.runs[0]).nbytes == 1_120_000
     assert many[0] - few < 1_120_000
+
+
+def test_every_form_says_that_one_seed_tells_of_images_only(tmp_path):
+    data = make_data(tmp_path / "data", images=12)
+    make_run(tmp_path / "stock", data, error=0.05)
+    make_run(tmp_path / "other", data, error=0.3, losses={"loss_iou": "giou"})
+    comparison = analyse([str(tmp_path / "stock"), str(tmp_path / "other")])
+    said = "worse (one seed: images only)"
+    row = list(csv.DictReader(io.StringIO(as_csv(comparison))))[-1]
+    assert said in as_text(comparison) and row["AP_verdict"] == said
+    assert said in next(panel.alt for panel in panels(comparison) if "difference to stock" in panel.title)
 
 
 def test_settings_for_faulty_data_stand_in_what_differs(tmp_path):

@@ -50,8 +50,8 @@ def panels(comparison: Comparison) -> list[Panel]:
     found = []
     if len(results) > 1:
         base = results[0].label
-        told = "; ".join(f"{result.label}: {_signed(result)}, {result.verdict}" for result in results[1:])
-        texts = [[*wrapped(result.label, 54), f"{_signed(result)}  {result.verdict}"] for result in results[1:]]
+        told = "; ".join(f"{result.label}: {_signed(result)}, {_verdict(result)}" for result in results[1:])
+        texts = [[*wrapped(result.label, 54), f"{_signed(result)}  {_verdict(result)}"] for result in results[1:]]
         title, paint = f"{metric}, difference to {base}", partial(_differences, texts=texts, comparison=comparison)
         found.append(Panel(ANSWER, title, f"{title}, last epoch. {told}.", rows_height(texts) + 0.5, paint, named=True))
     rows = partial(_row_panel, comparison=comparison)
@@ -76,7 +76,7 @@ def panels(comparison: Comparison) -> list[Panel]:
         found.append(Panel(WHY, title, alt, tall, partial(_reliability, results=shown)))
         title = "Best score threshold of each run (F1)"
         found += rows(WHY, title, lambda run: best_threshold(results, run.name), digits=3)
-    found += rows(COST, "Seconds an iteration", Run.seconds_per_iteration, digits=3, bars=True)
+    found += rows(COST, "Seconds per iteration", Run.seconds_per_iteration, digits=3, bars=True)
     found += rows(COST, "Peak memory, MiB", Run.peak_memory, digits=0, bars=True)
     return found
 
@@ -291,6 +291,10 @@ def _end(result: Result, column: str) -> float | None:
 
 def _error(result: Result, kind: str) -> float:
     return result.of_diagnoses(lambda told: told.errors[kind]).mean or 0.0
+
+
+def _verdict(result: Result) -> str:
+    return result.verdict + (result.difference.limits if result.difference is not None else "")
 
 
 def _signed(result: Result) -> str:

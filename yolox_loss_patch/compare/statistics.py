@@ -112,6 +112,15 @@ class Difference:
     pairs: tuple[float, ...] = ()
     components: Components | None = None
 
+    @property
+    def limits(self) -> str:
+        """What the interval does not know, to stand behind the verdict; empty where it knows seeds and images."""
+        if self.interval is None:
+            return ""
+        return (
+            " (one seed: images only)" if self.se_seeds is None else " (seeds only)" if self.se_images is None else ""
+        )
+
 
 def mean_interval(values: Sequence[float]) -> Interval | None:
     """The 95% interval of a mean from Student's t; None below two values."""

@@ -87,7 +87,7 @@ def _differences_table(comparison: Comparison) -> Table:
         pairs = "pair" if found.seeds == 1 else "pairs"
         rows.append(
             [result.label, signed(found.mean), interval_text(found.interval), p_text(found.p),
-             *([p_text(result.p_holm)] if several else []), p_text(found.p_equal), f"{result.verdict}{_limits(found)}",
+             *([p_text(result.p_holm)] if several else []), p_text(found.p_equal), f"{result.verdict}{found.limits}",
              f"{found.seeds} {pairs if found.paired else 'without pairs'}",
              "-" if found.images is None else str(found.images), takes(found, comparison)]
         )  # fmt: skip
@@ -99,13 +99,6 @@ def _differences_table(comparison: Comparison) -> Table:
         "found in 8 of 10 cases."
     )
     return "Is it better?", header, rows, note
-
-
-def _limits(found: Difference) -> str:
-    """What an interval does not know."""
-    if found.interval is None:
-        return ""
-    return " (one seed: images only)" if found.se_seeds is None else " (seeds only)" if found.se_images is None else ""
 
 
 def _last_table(comparison: Comparison) -> Table:
@@ -168,7 +161,7 @@ def _class_differences_table(comparison: Comparison) -> Table:
     header = ["", "class", f"{comparison.metric}, difference", "95% interval", "p (Holm)", "verdict"]
     rows = [
         [result.label, found.name, signed(found.difference.mean), interval_text(found.difference.interval), p_text(found.p_holm),
-         f"{found.verdict}{_limits(found.difference)}"]
+         f"{found.verdict}{found.difference.limits}"]
         for result in comparison.results[1:]
         for found in result.class_differences
     ]  # fmt: skip
@@ -273,7 +266,10 @@ def as_csv(comparison: Comparison) -> str:
             row += [last.mean, *_ends(last.interval), result.best[name].mean]
         told = result.difference
         row += [None] * 3 if told is None else [told.mean, *_ends(told.interval)]
-        row += [result.p_holm, None if told is None else told.p_equal, result.verdict]
+        row += [
+            result.p_holm,
+            *([None, result.verdict] if told is None else [told.p_equal, result.verdict + told.limits]),
+        ]
         writer.writerow(["" if value is None else value for value in row])
     return text.getvalue()
 
