@@ -125,6 +125,39 @@ def test_voc_data_is_told_for_what_it_lacks(name, words, work, digits, monkeypat
         assert word in error, error
 
 
+VOC_EVALUATOR = """
+    def get_evaluator(self, batch_size, is_distributed, testdev=False, legacy=False):
+        from torch.utils.data import DataLoader
+        from yolox.data import ValTransform, VOCDetection
+        from yolox.evaluators import VOCEvaluator
+        data = VOCDetection("voc", [("2007", "test")], self.test_size, ValTransform())
+        return VOCEvaluator(DataLoader(data), self.test_size, self.test_conf, self.nmsthre, self.num_classes)
+"""
+
+
+@pytest.mark.parametrize(
+    "verb,words",
+    [
+        (TRAIN, ["VOCEvaluator evaluates on CUDA only", "on cpu", "COCO"]),
+        (EVAL, ["VOCEvaluator is not YOLOX's COCO evaluator", "COCO data sets"]),
+    ],
+)
+def test_yoloxs_voc_evaluator_is_refused_before_the_first_epoch(verb, words, work, digits, monkeypatch, capsys):
+    monkeypatch.chdir(work)
+    (work / "tiny.py").write_text(EXP.format(data=str(digits)) + VOC_EVALUATOR)
+    for folder in ("ImageSets/Main", "Annotations", "JPEGImages"):
+        (work / "voc/VOC2007" / folder).mkdir(parents=True)
+    (work / "voc/VOC2007/ImageSets/Main/test.txt").write_text("a\n")
+    (work / "voc/VOC2007/Annotations/a.xml").write_text(XML.format(name="cat"))
+    shutil.copy(next((digits / "val2017").iterdir()), work / "voc/VOC2007/JPEGImages/a.jpg")
+    save(model=weights)()
+    assert cli.main(list(verb)) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    for word in words:
+        assert word in error, error
+    assert not list((work / "YOLOX_outputs").rglob("*_ckpt.pth"))
+
+
 def test_an_image_that_goes_while_it_is_evaluated_is_named(work, digits, monkeypatch, capsys):
     """The check before the evaluation has seen it; the loader finds it gone, in a worker too."""
     from yolox_loss_patch.data import preflight
