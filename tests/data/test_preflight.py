@@ -199,6 +199,10 @@ def mark(data):
     annotations(data).write_bytes(b"\xef\xbb\xbf" + annotations(data).read_bytes())
 
 
+def without_class(coco):
+    coco["annotations"] = [item for item in coco["annotations"] if item["category_id"] != coco["categories"][3]["id"]]
+
+
 OTHER_IDS = edit(shift_categories, "val")
 NO_IMAGE = edit(lambda coco: coco.update(images=[], annotations=[]), "val")
 NO_BOX = edit(lambda coco: coco.update(annotations=[]), "val")
@@ -224,6 +228,8 @@ VERBS = {
     "train: cut off": (cut, TRAIN, 2, ["000000000002.jpg", "is cut off", "Copy it anew"]),
     "train: cut off, cached": (cut, (*TRAIN[:7], "--cache", *TRAIN[7:]), 2, ["000000000002.jpg", "is cut off"]),
     "train: max_labels": (crowded(200), TRAIN, 0, ["have more boxes than the 120 labels", "boxes are lost in every epoch"]),
+    "doctor: train lacks a class": (edit(without_class), DOCTOR, 0, ["1 of 10 classes have no box and are never learned: 3"]),
+    "doctor: val lacks a class": (edit(without_class, "val"), DOCTOR, 0, ["1 of 10 classes have no box and are not measured: 3"]),
     "doctor: mosaics": (edit(nine_times), DOCTOR, 0, ["a mosaic of four images has", "keeps 120 labels: up to"]),
     "doctor: a byte-order mark": (mark, DOCTOR, 0, ["24 images"]),
     "doctor: decoded": (spoil, (*DOCTOR, "--images"), 2, ["000000000003.png", "all 8 images"]),
