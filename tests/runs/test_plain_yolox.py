@@ -414,3 +414,38 @@ def test_a_run_of_the_kit_and_a_plain_one_are_compared(run, digits, evaluate):
     record.write_text(record.read_text().replace('"max_epoch": 3', '"max_epoch": 4'))
     with pytest.raises(RunError, match="max_epoch"):
         compare(["kit", "plain"])
+
+
+SCHEDULED = """
+import yolox_loss_patch as ylp
+
+ylp.apply(loss_iou=dict(type="iou", loss_weight={1: 0, 3: 1}))
+"""
+TELLS_THE_EPOCH = """
+    def get_trainer(self, args):
+        from yolox.core import Trainer
+
+        class EpochTrainer(Trainer):
+            def before_epoch(self):
+                super().before_epoch()
+                ylp.set_epoch(self.model, self.epoch + 1)
+
+        return EpochTrainer(self, args)
+"""
+
+
+@pytest.mark.slow
+def test_a_schedule_in_a_training_by_plain_yolox(tmp_path, digits):
+    text = PLAIN.format(data=str(digits))
+    (tmp_path / "plain.py").write_text(text + SCHEDULED)
+    done = train(tmp_path, check=False)
+    folder = tmp_path / "YOLOX_outputs" / "plain"
+    assert "this trainer does not tell the epoch" in done.stdout + done.stderr
+    assert not list(folder.glob("*_ckpt.pth"))
+    shutil.rmtree(folder)
+    (tmp_path / "plain.py").write_text(text + TELLS_THE_EPOCH + SCHEDULED)
+    train(tmp_path)
+    log = (folder / "train_log.txt").read_text()
+    losses = re.findall(r"epoch: (\d)/3, iter: \d/3.*?iou_loss: ([\d.]+)", log)
+    assert len(losses) == 9
+    assert all((float(loss) == 0) == (epoch == "1") for epoch, loss in losses), losses

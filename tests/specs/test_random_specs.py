@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import pickle
+import re
 
 import pytest
 import torch
@@ -198,12 +199,32 @@ SCRAPS = st.one_of(
 )
 
 
+@st.composite
+def nearly_a_spec(draw):
+    """A loss of the kit with knobs that exist somewhere, and with values that may be anything."""
+    term = draw(st.sampled_from(TERMS))
+    name = draw(st.sampled_from(sorted({name for each in TERMS for name in LOSSES.names(each)})))
+    knobs = sorted({knob for each in TERMS for other in LOSSES.names(each) for knob in LOSSES.get(each, other).knobs})
+    stage = ("loss_weight", "reduction", "avg_factor", "target", "sampler", "start_epoch", "calibrated", "by_overlap")
+    value = st.one_of(KNOB_VALUES, st.integers(-3, 200), st.lists(st.floats(), max_size=2))
+    return term, {"type": name, **draw(st.dictionaries(st.sampled_from((*knobs, *stage)), value, max_size=2))}
+
+
+# How a message says what is allowed, or what to do.
+ALLOWED = re.compile(
+    "is a name such as|Choose|Did you mean|is written|[Kk]nobs? of|is a number|is a whole number|is one of|is None|"
+    "is True or False|Only loss_|use it for|Write|write|is for box losses|at least|at most|is set by|a list of|such as|are None"
+)
+
+
 @settings(derandomize=True, deadline=None, max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
-@given(st.sampled_from(TERMS), st.one_of(SCRAPS, st.lists(SCRAPS, max_size=2)))
-def test_a_bad_spec_is_one_line(term, spec):
+@given(st.one_of(nearly_a_spec(), st.tuples(st.sampled_from(TERMS), st.one_of(SCRAPS, st.lists(SCRAPS, max_size=2)))))
+def test_a_bad_spec_is_one_line_that_names_what_is_allowed(drawn):
+    term, spec = drawn
     try:
         ylp.build_loss(term, spec)
     except ylp.ConfigError as error:
-        assert "\n" not in str(error) and f"loss_{term}" in str(error)
+        message = str(error)
+        assert "\n" not in message and f"loss_{term}" in message and ALLOWED.search(message), message
     except Exception as error:
         pytest.fail(f"{spec!r}: {type(error).__name__}: {error}")

@@ -37,13 +37,18 @@ NO_SOFTMAX = (
     "a softmax over the classes does not fit YOLOX: its detector decodes independent sigmoids, and a checkpoint trained "
     "otherwise would not be YOLOX's. Choose a loss of sigmoids: bce, focal, varifocal, eqlv2, ..."
 )
+NO_FIRST_EQL = (
+    "the first equalization loss is a softmax in one paper and asks for a list of rare classes in the other. "
+    "Choose the second for the class term: loss_cls = 'eqlv2' finds them by itself."
+)
 NO_DISTRIBUTION = (
     "distribution focal loss is for heads that predict a distribution of each side, and YOLOX's head predicts numbers. "
     "Choose a box loss: yolox-loss list."
 )
 #: Names that people look for and that cannot be -> the reason.
 REFUSED = {
-    **dict.fromkeys(("softmax", "cross_entropy", "softmax_cross_entropy", "seesaw", "eql", "equalization"), NO_SOFTMAX),
+    **dict.fromkeys(("softmax", "cross_entropy", "softmax_cross_entropy", "seesaw"), NO_SOFTMAX),
+    **dict.fromkeys(("eql", "equalization"), NO_FIRST_EQL),
     **dict.fromkeys(("dfl", "distribution_focal"), NO_DISTRIBUTION),
 }
 #: `iou_mode` of MMYOLO's IoULoss -> the loss with the same formula.
