@@ -321,7 +321,7 @@ def mpdiou(pair: Pair, image_size: tuple[float, float] | None = None) -> Penalti
         image_size: (H, W) in px; the loss stage hands the size of the batch over when it is not given.
 
     Returns:
-        The squared distances of the two corners, ``(N, 2)``, by the squared diagonal of the image.
+        The squared distances of the two corners by the squared diagonal of the image, ``(N,)`` each.
 
     Raises:
         ValueError: nobody has said how large the images are.
@@ -332,8 +332,8 @@ def mpdiou(pair: Pair, image_size: tuple[float, float] | None = None) -> Penalti
         raise ValueError("mpdiou: only the loss stage knows the size of the images; here set image_size=(H, W)")
     lies = pair.overlap
     diagonal = image_size[0] ** 2 + image_size[1] ** 2
-    corners = torch.cat([lies.pred_tl - lies.target_tl, lies.pred_br - lies.target_br], 1)
-    return (corners.square().view(-1, 2, 2).sum(2) / diagonal,)
+    top_left, bottom_right = lies.pred_tl - lies.target_tl, lies.pred_br - lies.target_br
+    return top_left.square().sum(1) / diagonal, bottom_right.square().sum(1) / diagonal
 
 
 @loss_row(
