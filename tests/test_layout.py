@@ -27,6 +27,7 @@ EVERY_ROOM_BUT_LOSSES = set(ARROWS) - {"losses"}
 OUTSIDE = {
     "errors": {*EVERY_ROOM_BUT_LOSSES, "cli", "__init__"},
     "version": {"compare", "doctor", "runs", "__init__", "cli"},
+    "printing": {*EVERY_ROOM_BUT_LOSSES, "cli"},
     "wiring": {"exp", "__init__"},
     "cli": {"__main__"},
     "__init__": set(),

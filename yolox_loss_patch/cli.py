@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from .errors import ConfigError, HostError, KitError, exit_status, in_words
+from .printing import printable_lines
 
 if TYPE_CHECKING:
     from .specs.catalogue import Loss
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         hint = "" if is_explained or debug else " With --debug it shows where."
-        print(f"error: {in_words(error)}{hint}", file=sys.stderr)
+        print(f"error: {printable_lines(in_words(error))}{hint}", file=sys.stderr)
         return exit_status(error)
     return 0
 

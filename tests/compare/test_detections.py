@@ -10,7 +10,7 @@ from pycocotools.coco import COCO
 
 from yolox_loss_patch.compare.detections import ERRORS, Truth
 from yolox_loss_patch.errors import RunError
-from yolox_loss_patch.runs.record import write_predictions
+from yolox_loss_patch.runs.predictions import write_predictions
 from yolox_loss_patch.train.evaluator import coco_metrics
 
 

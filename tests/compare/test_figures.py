@@ -114,7 +114,7 @@ def test_what_runs_do_not_tell_has_no_picture(tmp_path):
         for place, name in enumerate(lines[0]):
             for line in lines[1:]:
                 line[place] = "" if name in ("fg_iou", "memory_mib", "seconds") else line[place]
-        (folder / "metrics.csv").write_text("\n".join(map(",".join, lines)))
+        (folder / "metrics.csv").write_text("\n".join(map(",".join, lines)) + "\n")
     shown = analyse([str(tmp_path / "runs" / "*")])
     titles = " | ".join(panel.title for panel in panels(shown))
     for words in ("IoU of the foreground", "Errors", "honest", "threshold", "memory", "Seconds"):

@@ -16,7 +16,7 @@ from yolox_loss_patch.data.checks import check_dataset
 from yolox_loss_patch.data.ignored import IgnoreSettings, RegionsLast
 from yolox_loss_patch.errors import ConfigError
 from yolox_loss_patch.exp.loading import adapt, load_exp
-from yolox_loss_patch.runs.record import write_predictions
+from yolox_loss_patch.runs.predictions import write_predictions
 from yolox_loss_patch.train.evaluator import coco_metrics
 
 SIZE = 128

@@ -78,7 +78,7 @@ def test_a_checkpoint_that_is_not_what_the_run_wrote_is_told(path):
     hashes = []
     state = torch.load(path)
     save_atomically(state, path, hashes.append)
-    (path.parent / "run.json").write_text(json.dumps({"status": "finished", "checkpoints": {path.name: hashes}}))
+    (path.parent / "run.json").write_text(json.dumps({"status": "finished", "files": {path.name: hashes}}))
     assert load_checkpoint(path)["start_epoch"] == 2
     state["model"]["w"][0, 0] += 1
     torch.save(state, path)  # whole, but another

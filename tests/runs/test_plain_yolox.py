@@ -12,19 +12,14 @@ import pytest
 import torch
 from conftest import EXP, ROOT, cli
 from loguru import logger
+from made_runs import edit as edit_record
 
 from yolox_loss_patch.cli import main
 from yolox_loss_patch.compare.comparison import compare
 from yolox_loss_patch.errors import RunError
 from yolox_loss_patch.runs.plain_yolox import read_plain
-from yolox_loss_patch.runs.record import (
-    AP_COLUMNS,
-    COLUMNS,
-    LOSS_COLUMNS,
-    evaluation_file,
-    predictions_file,
-    read_predictions,
-)
+from yolox_loss_patch.runs.predictions import evaluation_file, predictions_file, read_predictions
+from yolox_loss_patch.runs.record import AP_COLUMNS, COLUMNS, LOSS_COLUMNS
 
 # Three epochs of three iterations; the second is the first without mosaic, from which on every epoch is evaluated.
 PLAIN = EXP.replace("ylp.LossExp, ", "").replace("import yolox_loss_patch as ylp\n", "").replace("1e-4", "1e-6")
@@ -410,8 +405,7 @@ def test_a_run_of_the_kit_and_a_plain_one_are_compared(run, digits, evaluate):
     assert evaluate("-c", "YOLOX_outputs/plain/latest_ckpt.pth") == 0
     text = compare(["kit", "plain"])
     assert "No detections" not in text and "Errors (TIDE)" in text
-    record = folder / "YOLOX_outputs" / "kit" / "run.json"
-    record.write_text(record.read_text().replace('"max_epoch": 3', '"max_epoch": 4'))
+    edit_record(folder / "YOLOX_outputs" / "kit", exp__max_epoch=4)
     with pytest.raises(RunError, match="max_epoch"):
         compare(["kit", "plain"])
 

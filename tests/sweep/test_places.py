@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import pickle
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,9 +14,10 @@ from pathlib import Path
 import cloudpickle
 import pytest
 import torch
+from conftest import ROOT
 
 from yolox_loss_patch import cli
-from yolox_loss_patch.errors import RunError
+from yolox_loss_patch.errors import ConfigError, RunError
 from yolox_loss_patch.sweep import places, training
 from yolox_loss_patch.sweep.job import TrainingJob
 from yolox_loss_patch.sweep.plan import parser
@@ -30,7 +32,7 @@ def make_run(folder, name="run", **more):
 def test_a_job_is_pickled_with_its_code_so_that_the_waiting_process_stays_small(tmp_path):
     """Importing the package would load torch, some hundred MB, once more for each training."""
     path = tmp_path / "job.pkl"
-    path.write_bytes(cloudpickle.dumps(TrainingJob(["a"], str(tmp_path), str(tmp_path), {})))
+    path.write_bytes(cloudpickle.dumps(TrainingJob(["a"], str(tmp_path), str(tmp_path), {}, str(tmp_path))))
     code = (
         "import pickle, sys, cloudpickle\n"
         f"job = pickle.load(open({str(path)!r}, 'rb'))\n"
@@ -43,7 +45,7 @@ def test_a_job_is_pickled_with_its_code_so_that_the_waiting_process_stays_small(
 
 @pytest.mark.parametrize("epochs,is_queued_again", [(3, True), (2, False)])
 def test_a_job_whose_time_is_up_stops_its_training_and_resumes_if_it_got_on(tmp_path, epochs, is_queued_again):
-    job = TrainingJob(["-f", "tiny.py"], str(tmp_path), str(tmp_path), {}, minutes=10)
+    job = TrainingJob(["-f", "tiny.py"], str(tmp_path), str(tmp_path), {}, str(tmp_path), minutes=10)
     job.started, job.epochs_before = time.monotonic() - 500, 2
     (tmp_path / "run.json").write_text(json.dumps({"status": "running", "epochs_done": epochs}))
     job.child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
@@ -73,7 +75,7 @@ def test_each_job_gets_gpus_of_its_own(visible, devices, groups, tmp_path, monke
     submitted = []
 
     class Executor:
-        def __init__(self, folder):
+        def __init__(self, folder, python):
             pass
 
         def update_parameters(self, **parameters):
@@ -157,7 +159,8 @@ def test_slurm_jobs_are_asked_for_followed_found_again_and_cancelled(slurm, tmp_
     ):
         assert f"#SBATCH --{line}\n" in script
     assert "srun " in script and "--cpus-per-task=4 " in script.split("srun ")[1] and sys.executable in script
-    (slurm / "queue").write_text("7_0|RUNNING|None\n7_1|PENDING|JobArrayTaskLimit\n")
+    queue = "7_0|RUNNING|None|tiny-sweep\n7_1|PENDING|JobArrayTaskLimit|tiny-sweep\n"
+    (slurm / "queue").write_text(queue)
     where.refresh()
     assert [where.waiting(run) for run in runs] == [None, "JobArrayTaskLimit", None]
     assert [where.has_ended(run) for run in runs] == [False, False, False]
@@ -169,6 +172,80 @@ def test_slurm_jobs_are_asked_for_followed_found_again_and_cancelled(slurm, tmp_
     assert [run.todo for run in again] == ["attach", "attach", "train"]
     later.cancel(again[:2])
     assert (slurm / "cancelled").read_text().split() == ["7_0", "7_1"]
+
+
+def test_a_job_of_another_name_is_left_alone(slurm, tmp_path):
+    """The file of ids may come from somebody else, or the ids may have begun anew."""
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "slurm_jobs.json").write_text('{"run0": "7_0", "run1": "7_1"}')
+    (slurm / "queue").write_text("7_0|RUNNING|None|payroll|x\n7_1|RUNNING|None|tiny-sweep\n")
+    where = places.Slurm(tmp_path / "jobs", parser().parse_args(["--cluster", "slurm"]), "tiny-sweep")
+    runs = [make_run(tmp_path, f"run{index}") for index in range(2)]
+    where.attach(runs)
+    assert [run.todo for run in runs] == ["train", "attach"]
+    for number, run in enumerate(runs):
+        run.job = places.submitit.SlurmJob(tmp_path / "jobs", f"7_{number}")
+    where.cancel(runs)
+    assert (slurm / "cancelled").read_text().split() == ["7_1"]
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"run0": 7}', '{"run0": "7', "[" * 10_000])
+def test_a_damaged_file_of_job_ids_is_one_sentence(slurm, tmp_path, text):
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "slurm_jobs.json").write_text(text)
+    with pytest.raises(RunError, match=r"slurm_jobs.json is damaged.*Remove it"):
+        places.Slurm(tmp_path / "jobs", parser().parse_args(["--cluster", "slurm"]), "tiny-sweep")
+
+
+def test_jobs_that_cannot_be_written_down_are_cancelled(slurm, tmp_path, monkeypatch):
+    where = places.Slurm(tmp_path / "jobs", parser().parse_args(["--cluster", "slurm"]), "tiny-sweep")
+
+    def full(path, data):
+        raise RunError("No space left on device")
+
+    monkeypatch.setattr(places, "write_atomically", full)
+    with pytest.raises(RunError, match="No space"):
+        where.submit([make_run(tmp_path, f"run{index}") for index in range(2)])
+    assert (slurm / "cancelled").read_text().split() == ["7_0", "7_1"]
+
+
+def test_a_name_that_sbatch_would_change_is_refused_before_it_is_called(slurm, tmp_path):
+    with pytest.raises(ConfigError, match="sbatch replaces %j"):
+        places.Slurm(tmp_path / "100%A" / "jobs", parser().parse_args(["--cluster", "slurm"]), "tiny-sweep")
+    assert not (slurm / "submitted").exists()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 always looks into the current folder first")
+def test_a_module_of_the_current_folder_is_not_taken_for_pythons(tmp_path):
+    """Neither by the process of submitit nor by the training that it starts."""
+    (tmp_path / "queue.py").write_text("open('queue was run', 'w')\n")
+    python = shlex.split(places.python_command())
+    done = subprocess.run(
+        [*python, "-m", "submitit.core._submit", "--help"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    job = TrainingJob(["--help"], str(tmp_path), str(tmp_path), {"PYTHONPATH": None}, str(ROOT))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert job() == 0, (tmp_path / "screen.log").read_text()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    text = (tmp_path / "screen.log").read_text()
+    assert text.startswith("$ yolox-loss train --help") and "usage:" in text
+    assert not (tmp_path / "queue was run").exists()
+
+
+def test_the_screen_of_a_training_follows_no_link(tmp_path):
+    (tmp_path / "mine").write_text("kept")
+    (tmp_path / "screen.log").symlink_to(tmp_path / "mine")
+    job = TrainingJob(["--help"], str(tmp_path), str(tmp_path), {}, str(ROOT))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(OSError):
+            job()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (tmp_path / "mine").read_text() == "kept"
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from tabulate import tabulate
 
 from ..errors import RunError
+from ..printing import in_markdown, printable
 from .results import Comparison, Result
 from .statistics import (
     BETTER,
@@ -206,6 +207,6 @@ def p_text(value: float | None) -> str:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose cells may hold a bar, as names of classes and settings do."""
-    header, *rows = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
+    """A table; its cells hold names out of files, with bars, tags and worse."""
+    header, *rows = [[in_markdown(printable(cell)).replace("|", "\\|") for cell in row] for row in (header, *rows)]
     return tabulate(rows, header, tablefmt="github", disable_numparse=True)

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from ..errors import RunError
 from ..runs.differences import training_sizes
-from ..runs.record import AP_COLUMNS, predictions_file
+from ..runs.predictions import predictions_file
+from ..runs.record import AP_COLUMNS
 from ..runs.result_files import file_groups, read_results
 from ..runs.selection import Group, Run, Selection, differing, facts, group, remedies, select, surroundings, unknown
 from ..specs.knobs import nearest
@@ -369,7 +370,6 @@ def _most_different(results: list[Result], metric: str, notes: list[str]) -> lis
 def _pictures(results: list[Result], truth: Truth, number: int = 3) -> list[ImageDifference]:
     """For each group the images whose AP50 differs most from the baseline's, in the first pair of runs."""
     base, names = results[0], {int(item["id"]): str(item["name"]) for item in truth.categories}
-    files = {int(item["id"]): str(item["file_name"]) for item in truth.images}
     boxes: dict[int, Shapes] = {}
     for item in truth.annotations:
         boxes.setdefault(int(item["image_id"]), []).append((tuple(item["bbox"]), names[int(item["category_id"])]))
@@ -382,7 +382,8 @@ def _pictures(results: list[Result], truth: Truth, number: int = 3) -> list[Imag
         values = [diagnosis.images for _, diagnosis in sides]
         shared = [image for image in values[0] if image in values[1]]
         shared.sort(key=lambda image: (-abs(values[1][image] - values[0][image]), image))
-        chosen = [image for image in shared if (truth.image_folder / files[image]).is_file()][:number]
+        paths = {image: path for image in shared if (path := truth.image_file(image)) is not None}
+        chosen = list(paths)[:number]
         found: list[dict[int, Shapes]] = []
         for run, diagnosis in sides:
             table = truth.read(predictions_file(run.folder, int(run.last()["epoch"] or 0)))
@@ -394,7 +395,7 @@ def _pictures(results: list[Result], truth: Truth, number: int = 3) -> list[Imag
         for image in chosen:
             pictures.append(
                 ImageDifference(
-                    truth.image_folder / files[image],
+                    paths[image],
                     boxes.get(image, []),
                     [
                         (run.name, diagnosis.images[image], rows.get(image, []))

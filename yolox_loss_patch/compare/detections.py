@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RunError
-from ..runs.record import read_predictions
+from ..runs.predictions import read_predictions
 from .bootstrap.matching import Boxes
 
 # The record's names of COCO's metrics, and hotcoco's; AP90 is read from the precision table.
@@ -94,6 +94,7 @@ class Truth:
                 f"the annotation file {str(path)!r} cannot be read as COCO annotations ({error!r})"
             ) from error
         self.images: list[dict[str, Any]] = coco["images"]
+        self._files = {int(item["id"]): str(item.get("file_name", "")) for item in self.images}
         # What the runs ignored is a crowd of every class, in which a detection is neither right nor wrong.
         ignored = [item["id"] for item in coco["categories"] if item["name"] in data.get("ignored_classes", ())]
         self.categories: list[dict[str, Any]] = [item for item in coco["categories"] if item["id"] not in ignored]
@@ -116,6 +117,15 @@ class Truth:
         """The names in the order of the ids, which is that of `boxes`."""
         names = {int(item["id"]): str(item["name"]) for item in self.categories}
         return [names[number] for number in sorted(names)]
+
+    def image_file(self, number: int) -> Path | None:
+        """The file of an image; None where it is not there, or lies elsewhere than below the folder of the images.
+
+        The annotations may be a stranger's: no other picture of this machine gets into a page.
+        """
+        folder = self.image_folder.resolve()
+        path = (folder / self._files[number]).resolve()
+        return path if path.is_relative_to(folder) and path.is_file() else None
 
     def read(self, path: Path) -> NDArray[np.float64]:
         """Kept detections as rows of ``image_id, x, y, w, h, score, category_id``.

@@ -17,6 +17,8 @@ from matplotlib.font_manager import fontManager
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation, Transform
 
+from ..printing import printable
+
 SMALL = 8.5  # size of small text, in points
 _WIDTH = 4.8  # inches of a panel: as wide as a phone shows without making the letters too small
 KEY = 8.0  # size of the names beside the axes, in points
@@ -190,11 +192,6 @@ def wrapped(text: str, width: int, most: int = 2) -> list[str]:
         keep -= 1
         lines = textwrap.wrap(f"{text[:keep].rstrip()}…{text[-keep:].lstrip()}", width)
     return [escape_math(line) for line in lines] or [""]
-
-
-def printable(text: str) -> str:
-    """The text in a single line, without letters that cannot be printed."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
 def escape_math(text: str) -> str:

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image, ImageOps
 
-from .drawing import LIGHT, escape_math, printable, rendered, style, wrapped
+from ..printing import printable
+from .drawing import LIGHT, escape_math, rendered, style, wrapped
 from .results import Comparison, ImageDifference, Result, Shapes, best_threshold
 
 _SIDE = 480  # pixels of the longer side of an image in the page

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import RunError
+from ..runs.files import write_atomically
 from ..runs.selection import Run
 from .answers import answers
 from .figures import ANSWER, overview, panels
@@ -50,7 +51,7 @@ def write(comparison: Comparison, out: Path) -> list[Path]:
             if content is None:
                 (out / name).unlink(missing_ok=True)
             else:
-                (out / name).write_bytes(content)
+                write_atomically(out / name, content)  # a link of that name is replaced, and not followed
     return [out / name for name, content in files.items() if content is not None]
 
 

@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from ..printing import in_csv, in_markdown, printable
 from ..runs.record import AP_COLUMNS
 from .answers import interval_text, markdown, p_text, points, signed, takes
 from .detections import ERRORS
@@ -239,15 +240,16 @@ def side_by_side(values: dict[str, list[str]], names: Sequence[str]) -> str:
 
 def as_text(comparison: Comparison) -> str:
     """The comparison as Markdown, which a terminal shows as well."""
-    parts = ["\n".join(remarks(comparison))] if remarks(comparison) else []
+    told = [in_markdown(printable(line)) for line in remarks(comparison)]
+    parts = ["\n".join(told)] if told else []
     if comparison.differs:
         parts.append(side_by_side(comparison.differs, [run.name for run in comparison.runs]))
     for title, header, rows, note in tables(comparison):
-        text = [f"{title}:"]
+        text = [f"{in_markdown(printable(title))}:"]
         if rows:
             text.append(markdown(header, rows))
         if note:
-            text.append(note)
+            text.append(in_markdown(printable(note)))
         parts.append("\n\n".join(text))
     return "\n\n".join(parts)
 
@@ -260,7 +262,11 @@ def as_csv(comparison: Comparison) -> str:
     found = ["difference", "low", "high", "p_holm", "p_equal", "verdict"]
     writer.writerow(["group", "runs", "seeds", *names, *(f"{comparison.metric}_{name}" for name in found)])
     for result in comparison.results:
-        row: list[Any] = [result.label, len(result.group.runs), " ".join(str(run.seed) for run in result.group.runs)]
+        row: list[Any] = [
+            in_csv(result.label),
+            len(result.group.runs),
+            " ".join(str(run.seed) for run in result.group.runs),
+        ]
         for name in AP_COLUMNS:
             last = result.last[name]
             row += [last.mean, *_ends(last.interval), result.best[name].mean]

@@ -13,6 +13,7 @@ import numpy as np
 from loguru import logger
 
 from ..errors import DataError, in_words
+from ..printing import printable
 from .annotations import annotation_path, check_annotations, default_data_dir, read_annotations, utf8_annotations
 from .cache import check_image_cache, remove_half_made_cache, room_for_cache
 from .findings import ERROR, WARNING, Finding, some
@@ -282,7 +283,9 @@ def check_dataset(dataset: Any, num_classes: int, split: str, may_be_empty: bool
             f"image), {len(facts['categories'])} categories{more}"
         )
         per_class = zip(facts["categories"], facts["boxes_per_category"], strict=True)
-        logger.info(f"{split}: boxes per class: {some([f'{name} {count}' for name, count in per_class], 100)}")
+        logger.info(
+            printable(f"{split}: boxes per class: {some([f'{name} {count}' for name, count in per_class], 100)}")
+        )
     return {key: value for key, value in facts.items() if key != "boxes_per_image"}
 
 
@@ -298,7 +301,7 @@ def refuse(findings: list[Finding]) -> None:
         raise DataError("\n  ".join(lines))
     for finding in findings:
         if finding.level == WARNING:
-            logger.warning(f"{finding.check}: {finding.text}. {finding.remedy}")
+            logger.warning(printable(f"{finding.check}: {finding.text}. {finding.remedy}"))
 
 
 def compare_categories(train: list[tuple[int, str]], val: list[tuple[int, str]]) -> list[Finding]:

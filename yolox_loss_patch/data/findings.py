@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..printing import printable_lines
+
 OK, WARNING, ERROR = "ok", "warning", "error"
 
 
@@ -27,7 +29,7 @@ class Finding:
 
     def __str__(self) -> str:
         remedy = f"  What to do: {self.remedy}" if self.remedy else ""
-        return " ".join(f"{self.level:<8} {self.check:<12} {self.text}{remedy}".split("\n"))
+        return printable_lines(f"{self.level:<8} {self.check:<12} {self.text}{remedy}".replace("\n", " "))
 
 
 def counted(number: int, noun: str) -> str:

@@ -62,7 +62,7 @@ def _check_bytes(path: Path) -> None:
         raise RunError(
             f"{str(path)!r} cannot be read as a checkpoint: it is a web page, as a failed download leaves it. Download it again."
         )
-    known = (read_run(path.parent) or {}).get("checkpoints", {}).get(path.name)
+    known = (read_run(path.parent) or {}).get("files", {}).get(path.name)
     with path.open("rb") as file:
         found = file_hash(file) if known else ""
     if known and found not in known:

@@ -66,6 +66,24 @@ def remove_unfinished(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def refuse_links(folder: Path) -> None:
+    """Refuse to write into a run folder, perhaps a stranger's, in which a link leads out of it.
+
+    The folder itself may be reached through a link.
+
+    Raises:
+        RunError: the link, and where it leads.
+    """
+    for parent, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            path = os.path.join(parent, name)
+            if os.path.islink(path):
+                raise RunError(
+                    f"{path!r} is a link to {os.readlink(path)!r}, and what a run writes would follow it. Remove the link, or "
+                    "choose another folder."
+                )
+
+
 def file_hash(file: IO[bytes]) -> str:
     """The SHA-256 of a file from where it stands to its end, in hex digits."""
     digest = hashlib.sha256()

@@ -14,7 +14,8 @@ from typing import Any
 from ..errors import RunError
 from ..specs.plain import BUILT, plain
 from .checkpoint import load_checkpoint
-from .record import COLUMNS, LOSS_COLUMNS, read_evaluations
+from .predictions import read_evaluations
+from .record import COLUMNS, LOSS_COLUMNS
 
 LOG = "train_log.txt"
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
-import gzip
+import hashlib
 import io
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
@@ -16,8 +17,10 @@ from ..errors import RunError
 from ..specs.plain import plain
 from .files import write_atomically
 from .process import birth
+from .schema import RECORD, check_fields
 
 RUN, METRICS, PREDICTIONS = "run.json", "metrics.csv", "predictions"
+_CHECKSUM = "sha256"  # the name in run.json of the hash of all else in it
 
 LOSS_COLUMNS = ("total_loss", "iou_loss", "conf_loss", "cls_loss", "l1_loss")
 AP_COLUMNS = ("AP", "AP50", "AP75", "AP90", "AP_small", "AP_medium", "AP_large", "AR")
@@ -41,88 +44,98 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     """The ``run.json`` of a folder, None where there is none.
 
     Raises:
-        RunError: the file is there but is no record.
+        RunError: the file is there but is no record, or not the one that was written.
     """
     path = folder / RUN
     if not path.is_file():
         return None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be read ({error}); the folder holds no usable run record.") from error
     if not isinstance(record, dict) or "status" not in record:
         raise RunError(f"{path} is not a run record of this kit.")
+    check_fields(path, record, RECORD)
+    written = record.pop(_CHECKSUM, None)
+    if written is not None and written != _checksum(record):
+        raise RunError(
+            f"{path} is damaged or was edited: its content does not fit the {_CHECKSUM!r} in it. Copy the run anew. If you "
+            f"edited it and want it taken as it is, take the line {_CHECKSUM!r} out."
+        )
     return record
 
 
+def _checksum(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def check_hash(folder: Path, name: str, content: bytes, written: Sequence[str] | None = None) -> None:
+    """Refuse a file of a run that is not the one that the run wrote.
+
+    Args:
+        folder: of the run.
+        name: of the file, below the folder.
+        content: read before this is called, so that a run that is going on has noted the hash by then.
+        written: SHA-256 of what was written; None for what ``run.json`` says, which may be nothing.
+
+    Raises:
+        RunError: the file is another.
+    """
+    if written is None:
+        written = ((read_run(folder) or {}).get("files") or {}).get(name, [])
+    if written and hashlib.sha256(content).hexdigest() not in written:
+        raise RunError(
+            f"{folder / name} is damaged or was edited: it is not the file that the run wrote (the sha256 in {RUN}). Copy "
+            "the run anew, or leave it out."
+        )
+
+
 def read_metrics(folder: Path) -> list[dict[str, float | None]]:
-    """The rows of ``metrics.csv``, a row per epoch; None where a column was not measured."""
+    """The rows of ``metrics.csv``, a row per epoch; None where a column was not measured.
+
+    Raises:
+        RunError: the file is cut off, damaged, or not the one that was written.
+    """
     path = folder / METRICS
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
-        return [
-            {key: float(value) if value else None for key, value in row.items() if key is not None}
-            for row in csv.DictReader(file)
-        ]
-
-
-def predictions_file(folder: Path, epoch: int) -> Path:
-    """Where a run keeps what the evaluation after this epoch detected."""
-    return folder / PREDICTIONS / f"epoch_{epoch}.json.gz"
-
-
-def write_predictions(path: Path, predictions: list[dict[str, Any]]) -> None:
-    """Keep detections as COCO results, compressed: ``image_id, category_id, bbox (x, y, w, h), score``."""
-    rows = [{key: row[key] for key in ("image_id", "category_id", "bbox", "score")} for row in predictions]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # mtime 0: the same predictions are the same file.
-    write_atomically(path, gzip.compress(json.dumps(rows, separators=(",", ":")).encode(), mtime=0))
-
-
-def read_predictions(path: Path) -> list[dict[str, Any]]:
-    """The detections of a file that `write_predictions` wrote.
-
-    Raises:
-        RunError: the file cannot be read.
-    """
+    content = path.read_bytes()
+    check_hash(folder, METRICS, content)
     try:
-        rows: list[dict[str, Any]] = json.loads(gzip.decompress(path.read_bytes()))
-    except (OSError, EOFError, ValueError) as error:
-        raise RunError(f"{path} cannot be read ({error}); make it anew with yolox-loss eval --save.") from error
+        text = content.decode()
+        columns, *lines = csv.reader(io.StringIO(text, newline=""))
+    except (ValueError, csv.Error) as error:
+        raise RunError(f"{path} is no table of a run ({error}). Copy the run anew.") from error
+    if not text.endswith("\n") or "epoch" not in columns or len({*columns}) < len(columns):
+        raise RunError(f"{path} is cut off or was edited: its first or last line is not whole. Copy the run anew.")
+    rows: list[dict[str, float | None]] = []
+    for epoch, line in enumerate(lines, 1):
+        try:
+            row = {name: float(value) if value else None for name, value in zip(columns, line, strict=True)}
+        except ValueError as error:
+            raise RunError(f"{path} is damaged or was edited: line {epoch + 1}: {error}. Copy the run anew.") from error
+        if row["epoch"] != epoch or not all(is_measured(name, value) for name, value in row.items()):
+            raise RunError(
+                f"{path} is damaged or was edited: line {epoch + 1} should be epoch {epoch}, with an AP from 0 to 1 (or -1). "
+                "Copy the run anew."
+            )
+        rows.append(row)
     return rows
 
 
-def evaluation_file(folder: Path, epoch: int) -> Path:
-    """Where ``eval --save`` writes down what it evaluated, beside the predictions of this epoch."""
-    return folder / PREDICTIONS / f"epoch_{epoch}.json"
-
-
-def write_evaluation(path: Path, facts: Mapping[str, Any]) -> None:
-    """Write down an evaluation: epoch, metrics, data, thresholds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(plain(facts), indent=2, ensure_ascii=False).encode())
-
-
-def read_evaluations(folder: Path) -> list[dict[str, Any]]:
-    """What ``eval --save`` wrote down in a run's folder, by epoch.
-
-    Raises:
-        RunError: a file cannot be read.
-    """
-    found = []
-    for path in (folder / PREDICTIONS).glob("epoch_*.json"):
-        try:
-            facts = json.loads(path.read_text(encoding="utf-8"))
-            found.append({**facts, "epoch": int(facts["epoch"]), "metrics": dict(facts["metrics"])})
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{path} cannot be read ({error!r}); make it anew with yolox-loss eval --save.") from error
-    return sorted(found, key=lambda facts: facts["epoch"])
+def is_measured(name: str, value: float | None) -> bool:
+    """Whether a column of `COLUMNS` can have this value."""
+    if name in AP_COLUMNS and value is not None:
+        return value == -1 or 0 <= value <= 1
+    return value is None or not math.isinf(value) or name in LOSS_COLUMNS + VALIDATION_COLUMNS
 
 
 def _write_run(folder: Path, data: dict[str, Any]) -> None:
     data["updated"] = now()
-    write_atomically(folder / RUN, json.dumps(data, indent=2, ensure_ascii=False).encode())
+    # As it will be read: JSON has no tuples, and its keys are texts.
+    text = json.dumps(data, indent=2, ensure_ascii=False)
+    checked = {**json.loads(text), _CHECKSUM: _checksum(json.loads(text))}
+    write_atomically(folder / RUN, json.dumps(checked, indent=2, ensure_ascii=False).encode())
 
 
 def fail_run(folder: Path, pids: Sequence[int], error: str) -> None:
@@ -169,14 +182,19 @@ class RunRecord:
         """The run ended: ``finished``, ``failed`` or ``interrupted``."""
         self.update(status=status, error=error, ended=now())
 
+    def note_file(self, name: str, digest: str) -> None:
+        """Write down the SHA-256 of a file that is about to take its place; the one before counts until then."""
+        hashes = self.data.get("files", {})
+        known = [digest, *(other for other in hashes.get(name, []) if other != digest)]
+        self.update(files={**hashes, name: known[:2]})
+
     def keep_epochs(self, epochs: int) -> None:
         """Drop the rows of ``metrics.csv`` and the predictions after this epoch: the run goes on from there."""
         rows = read_metrics(self.folder)
-        self._write_rows([row for row in rows if (row["epoch"] or 0) <= epochs])
-        for row in rows:
-            if (row["epoch"] or 0) > epochs:
-                for path in (predictions_file, evaluation_file):
-                    path(self.folder, int(row["epoch"] or 0)).unlink(missing_ok=True)
+        self._write_rows(rows[:epochs])
+        for row in rows[epochs:]:
+            for path in (self.folder / PREDICTIONS).glob(f"epoch_{row['epoch']:.0f}.json*"):
+                path.unlink(missing_ok=True)
 
     def add_epoch(self, row: Mapping[str, float | None]) -> None:
         """Add the row of an epoch."""
@@ -188,7 +206,9 @@ class RunRecord:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerows([columns, *([_cell(name, row.get(name)) for name in columns] for row in rows)])
-        write_atomically(self.folder / METRICS, text.getvalue().encode())
+        content = text.getvalue().encode()
+        self.note_file(METRICS, hashlib.sha256(content).hexdigest())
+        write_atomically(self.folder / METRICS, content)
 
 
 def _cell(name: str, value: float | None) -> str:

@@ -17,8 +17,9 @@ from ..specs.labels import label_of
 from ..specs.plain import plain
 from .differences import training_sizes
 from .plain_yolox import LOG, read_plain
+from .predictions import predictions_file
 from .process import is_alive
-from .record import predictions_file, read_metrics, read_run
+from .record import read_metrics, read_run
 
 OUTPUTS = Path("YOLOX_outputs")
 BY = ("loss", *KEYS)
@@ -192,7 +193,9 @@ def read(folder: Path) -> Run:
     if record is not None:
         if not isinstance(record.get("resolved_losses"), dict) or not isinstance(record.get("exp"), dict):
             raise RunError(f"{folder / 'run.json'} is cut off or was edited: it has no 'resolved_losses' or no 'exp'.")
-        return Run(folder, record, read_metrics(folder))
+        rows = read_metrics(folder)
+        _check_rows(folder, record, rows)
+        return Run(folder, record, rows)
     made_without_the_kit = read_plain(folder)
     if made_without_the_kit is not None:
         return Run(folder, *made_without_the_kit)
@@ -202,6 +205,24 @@ def read(folder: Path) -> Run:
             f"{str(folder)!r} is no run but holds some: {', '.join(inside)}. Say '{folder}/*' for all of them."
         )
     raise RunError(f"{str(folder)!r} is no run: it has neither a run.json nor YOLOX's {LOG}.")
+
+
+def _check_rows(folder: Path, record: dict[str, Any], rows: Sequence[Any]) -> None:
+    """Refuse a table that lacks epochs, which a run that has ended has written down.
+
+    Raises:
+        RunError: so many rows, so many epochs.
+    """
+    done = record.get("epochs_done")
+    if record["status"] == "finished" and done is None:
+        done = record["exp"].get("max_epoch")
+    # An end between an epoch's row and its checkpoint leaves a row more.
+    more = 0 if record["status"] == "finished" else 1
+    if record["status"] != "running" and done is not None and not done <= len(rows) <= done + more:
+        raise RunError(
+            f"{folder / 'metrics.csv'} is cut off or was edited: it has {len(rows)} rows, and run.json tells of {done} epochs. "
+            "Copy the run anew."
+        )
 
 
 def _may_be_alive(record: dict[str, Any]) -> bool:

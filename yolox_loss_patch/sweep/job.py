@@ -14,6 +14,14 @@ from typing import Any
 import cloudpickle
 
 SCREEN = "screen.log"
+# As the console script does it: the current folder is not on the path, so that a queue.py of the user's there is not taken
+# for Python's own. The package is found where it is, also when it is not installed.
+_START = """import sys
+sys.path[:] = [folder for folder in sys.path if folder]
+sys.path.append(sys.argv.pop(1))
+sys.argv[0] = "yolox-loss"
+from yolox_loss_patch.cli import main
+sys.exit(main())"""
 
 
 class TrainingJob:
@@ -26,14 +34,21 @@ class TrainingJob:
         folder: of the run.
         cwd: where the sweep was started.
         environ: variables to set, or to remove (None).
+        package: the folder that holds this package.
         minutes: that the cluster gives the job, None where there is no limit.
     """
 
     def __init__(
-        self, words: list[str], folder: str, cwd: str, environ: dict[str, str | None], minutes: int | None = None
+        self,
+        words: list[str],
+        folder: str,
+        cwd: str,
+        environ: dict[str, str | None],
+        package: str,
+        minutes: int | None = None,
     ) -> None:
-        self.arguments = (words, folder, cwd, environ, minutes)
-        self.words, self.folder, self.cwd, self.environ, self.minutes = self.arguments
+        self.arguments = (words, folder, cwd, environ, package, minutes)
+        self.words, self.folder, self.cwd, self.environ, self.package, self.minutes = self.arguments
         self.child: subprocess.Popen[bytes] | None = None
 
     def __call__(self) -> int:
@@ -43,15 +58,17 @@ class TrainingJob:
         os.makedirs(self.folder, exist_ok=True)
         # Looked up here and not when it was submitted: the cluster may have requeued the job since.
         resume = ["--resume"] if os.path.isfile(os.path.join(self.folder, "latest_ckpt.pth")) else []
-        command = [sys.executable, "-m", "yolox_loss_patch", "train", *resume, *self.words]
+        words = ["train", *resume, *self.words]
+        command = [sys.executable, "-c", _START, self.package, *words]
         # Unbuffered: its output is in the log at once, before the error that ends it; `sweep` shows the last line.
         environ = {**os.environ, "PYTHONUNBUFFERED": "1"}
         environ.update({key: value for key, value in self.environ.items() if value is not None})
         for key, value in self.environ.items():
             if value is None:
                 environ.pop(key, None)
-        with open(os.path.join(self.folder, SCREEN), "ab") as log:
-            log.write(f"$ {shlex.join(command)}\n".encode())
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)  # a stranger's link is an error
+        with open(os.open(os.path.join(self.folder, SCREEN), flags, 0o644), "ab") as log:
+            log.write(f"$ {shlex.join(['yolox-loss', *words])}\n".encode())
             log.flush()
             # In a new session: Ctrl-C, and signals that the cluster sends to all processes, reach it through this process only.
             self.child = subprocess.Popen(

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,8 +19,17 @@ import torch
 from ..errors import ConfigError, RunError
 from ..exp.device import choose_device
 from ..runs.files import write_atomically
+from ..runs.schema import JOB_IDS
 from .job import TrainingJob
 from .training import PlannedTraining
+
+_PACKAGE = str(Path(__file__).resolve().parents[2])
+
+
+def python_command() -> str:
+    """The command that starts submitit's process, in which a ``queue.py`` of the current folder is not taken for Python's."""
+    # Python 3.10 cannot be told; there the current folder comes first.
+    return f"{shlex.quote(sys.executable)}{' -P' if sys.version_info >= (3, 11) else ''}"
 
 
 class Local:
@@ -53,7 +63,7 @@ class Local:
 
     def submit(self, runs: list[PlannedTraining]) -> None:
         """Start the jobs of these runs."""
-        executor = submitit.LocalExecutor(self.folder)
+        executor = submitit.LocalExecutor(self.folder, python=python_command())
         executor.update_parameters(
             timeout_min=525600, stderr_to_stdout=True
         )  # submitit's default ends a job in minutes
@@ -65,7 +75,9 @@ class Local:
             # Ctrl-C in a terminal is sent to all its processes; the jobs inherit that it is ignored, and are told below.
             before = signal.signal(signal.SIGINT, signal.SIG_IGN)
             try:
-                run.job = executor.submit(TrainingJob(run.words, str(run.folder.absolute()), os.getcwd(), environ))
+                run.job = executor.submit(
+                    TrainingJob(run.words, str(run.folder.absolute()), os.getcwd(), environ, _PACKAGE)
+                )
             finally:
                 signal.signal(signal.SIGINT, before)
 
@@ -128,6 +140,11 @@ class Slurm:
         if not all(map(shutil.which, ("sbatch", "srun", "squeue", "scancel"))):
             raise RunError("--cluster slurm: sbatch, srun, squeue and scancel are not all here. Start the sweep on a machine "
                            "of the cluster, or leave --cluster out to train on this one.")  # fmt: skip
+        if "%" in str(folder.absolute()):
+            raise ConfigError(
+                f"{str(folder)!r}: sbatch replaces %j, %A, %a and %t in the names of files. Choose an -expn and an output_dir "
+                "without '%'."
+            )
         self.at_once = sys.maxsize  # Slurm holds back what --jobs does not let run yet
         self.minutes: int = options.time or 1440
         given = {
@@ -140,16 +157,17 @@ class Slurm:
             "mem": None if options.mem is None else f"{round(options.mem * 1024)}MB",
         }
         # A job is requeued as often as it takes, while it makes progress (see TrainingJob.checkpoint).
-        self.executor = submitit.SlurmExecutor(folder, max_num_timeout=10**6)
+        self.executor = submitit.SlurmExecutor(folder, max_num_timeout=10**6, python=python_command())
         self.executor.update_parameters(
             job_name=name, time=self.minutes, stderr_to_stdout=True, additional_parameters={"requeue": True},
             **{key: value for key, value in given.items() if value is not None},
         )  # fmt: skip
-        self.jobs = options.jobs
+        self.jobs, self.name = options.jobs, name
         self.file = folder / "slurm_jobs.json"
-        self.ids: dict[str, str] = json.loads(self.file.read_text()) if self.file.is_file() else {}
+        self.ids: dict[str, str] = _read_ids(self.file)
         self.queue: dict[str, tuple[str, str]] = {}
         self.missed: dict[str, int] = {}
+        self.submitted: set[str] = set()
 
     def describe(self) -> str:
         """Where and how many at a time."""
@@ -158,7 +176,9 @@ class Slurm:
 
     def submit(self, runs: list[PlannedTraining]) -> None:
         """Queue the jobs of these runs."""
-        jobs = [TrainingJob(run.words, str(run.folder.absolute()), os.getcwd(), {}, self.minutes) for run in runs]
+        jobs = [
+            TrainingJob(run.words, str(run.folder.absolute()), os.getcwd(), {}, _PACKAGE, self.minutes) for run in runs
+        ]
         try:
             submitted = self.executor.submit_array(jobs)
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
@@ -166,8 +186,13 @@ class Slurm:
         for run, job in zip(runs, submitted, strict=True):
             run.job = job
             self.ids[run.name] = job.job_id
+            self.submitted.add(job.job_id)
             self.queue[job.job_id] = ("PENDING", "submitted")
-        write_atomically(self.file, json.dumps(self.ids, indent=2).encode())
+        try:
+            write_atomically(self.file, json.dumps(self.ids, indent=2).encode())
+        except BaseException:  # the next sweep would not know of these jobs, and queue them a second time
+            self.cancel(runs)
+            raise
 
     def attach(self, runs: list[PlannedTraining]) -> None:
         """Find the jobs that an earlier sweep left in the queue."""
@@ -179,15 +204,16 @@ class Slurm:
 
     def refresh(self) -> None:
         """Ask for the state of the user's jobs; submitit asks sacct, which not every cluster has."""
-        command = ["squeue", "--me", "--array", "--noheader", "--format", "%i|%T|%r"]
+        command = ["squeue", "--me", "--array", "--noheader", "--format", "%i|%T|%r|%j"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         except subprocess.TimeoutExpired:
             return
         if done.returncode:
             return  # the controller is busy; the next time then
-        lines = [line.strip().split("|") for line in done.stdout.splitlines() if line.count("|") == 2]
-        self.queue = {number: (state, reason) for number, state, reason in lines}
+        lines = [line.strip().split("|", 3) for line in done.stdout.splitlines() if line.count("|") >= 3]
+        # The ids come from a file in the sweep's folder: a job of another name is another's, and is left alone.
+        self.queue = {number: (state, reason) for number, state, reason, name in lines if name == self.name}
         self.missed = {
             number: self.missed.get(number, 0) + 1 for number in self.ids.values() if number not in self.queue
         }
@@ -202,6 +228,27 @@ class Slurm:
         return run.job.paths.result_pickle.exists() or self.missed.get(run.job.job_id, 0) > 1
 
     def cancel(self, runs: list[PlannedTraining]) -> None:
-        """Tell Slurm to cancel the jobs."""
+        """Tell Slurm to cancel those of the jobs that were queued just now, or are in the queue under this sweep's name."""
         for run in runs:
-            run.job.cancel(check=False)
+            if run.job.job_id in self.submitted or run.job.job_id in self.queue:
+                run.job.cancel(check=False)
+
+
+def _read_ids(file: Path) -> dict[str, str]:
+    """Run -> the id of its job, as an earlier sweep wrote it down; nothing where there was none.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    if not file.is_file():
+        return {}
+    try:
+        ids = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        ids = error
+    if not JOB_IDS.is_right(ids):
+        raise RunError(
+            f"{file} is damaged: it is the name of each run with the id of its Slurm job; got {ids!r:.60}. Remove it when none "
+            "of these jobs is in the queue any more (squeue --me)."
+        )
+    return dict(ids)

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..compare.comparison import compare
 from ..errors import KitError, RunError
+from ..printing import printable
 from .job import SCREEN
 from .places import Local, Slurm
 from .plan import check_options, planned_trainings
@@ -112,7 +113,8 @@ def _train_all(runs: list[PlannedTraining], where: Local | Slurm, screen: Screen
 def _has_ended(run: PlannedTraining, where: Local | Slurm) -> bool:
     """Whether nothing more comes from this run; its state is then finished, failed, or queued for another try."""
     if run.job is None:
-        if is_in_training(run.read()):
+        run.read()
+        if is_in_training(run.folder):
             return False
         run.plan()
         run.state = "finished" if run.todo == "skip" else "queued"
@@ -161,5 +163,5 @@ def _last_line(path: Path) -> str:
             lines = file.read().decode(errors="replace").split("\n")
     except OSError:
         return "it left no output"
-    said = (line.strip().removeprefix("error: ")[:500] for line in reversed(lines) if line.strip())
+    said = (printable(line).removeprefix("error: ")[:500] for line in reversed(lines) if line.strip())
     return next(said, "it left no output")

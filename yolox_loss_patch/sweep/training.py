@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shlex
-import socket
 import time
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from ..runs.process import is_alive
+from ..runs.claim import owner_of
 from ..runs.record import read_metrics, read_run
 from .job import SCREEN
 
@@ -62,7 +61,7 @@ class PlannedTraining:
         self.old_stamp = record.get("updated")
         if record.get("status") == "finished":
             self.todo, self.state = "skip", "finished"
-        elif is_in_training(record):
+        elif is_in_training(self.folder):
             self.todo = "wait"
         else:
             self.todo = "resume" if (self.folder / "latest_ckpt.pth").is_file() else "train"
@@ -116,10 +115,10 @@ class PlannedTraining:
         return screen
 
 
-def is_in_training(record: dict[str, Any]) -> bool:
-    """Whether a process of this machine is training the run of this record."""
-    here = record.get("machine") == socket.gethostname()
-    return record.get("status") == "running" and here and is_alive(record.get("pid"), record.get("pid_born"))
+def is_in_training(folder: Path) -> bool:
+    """Whether a process, of this machine or of another, holds a run's folder."""
+    owner = owner_of(folder)
+    return owner is not None and not owner.is_gone
 
 
 def duration(seconds: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..data.loader import Prefetcher, training_loader
 from ..errors import ConfigError, RunError
 from ..exp.data import check_split_of
 from ..head import hosts
-from ..runs.record import predictions_file, write_predictions
+from ..runs.predictions import predictions_file, write_predictions
 from .device import Compute
 from .evaluator import Evaluator
 
@@ -112,11 +113,19 @@ class TrainingData:
         if isinstance(self.evaluator, Evaluator):
             self.evaluator.stage = stage
 
-    def keep_predictions(self, folder: Path, epoch: int) -> dict[str, float | None]:
-        """Write what the evaluation after this epoch detected; returns what was measured, nothing by another evaluator."""
+    def keep_predictions(
+        self, folder: Path, epoch: int, note_hash: Callable[[str, str], None]
+    ) -> dict[str, float | None]:
+        """Write what the evaluation after this epoch detected; returns what was measured, nothing by another evaluator.
+
+        Args:
+            folder: of the run.
+            epoch: its number, from 1.
+            note_hash: called with the name of the file and its SHA-256 before it is there.
+        """
         if not isinstance(self.evaluator, Evaluator):
             return {}
-        write_predictions(predictions_file(folder, epoch), self.evaluator.predictions)
+        write_predictions(predictions_file(folder, epoch), self.evaluator.predictions, note_hash)
         return {**self.evaluator.metrics, **self.evaluator.losses}
 
     def files(self, ids: list[int]) -> str:

@@ -17,15 +17,10 @@ from ..exp.loading import load_exp
 from ..exp.settings import check_values, settings
 from ..head import hosts
 from ..runs.checkpoint import load_checkpoint
+from ..runs.files import refuse_links
 from ..runs.plain_yolox import read_plain
-from ..runs.record import (
-    evaluation_file,
-    predictions_file,
-    read_metrics,
-    read_run,
-    write_evaluation,
-    write_predictions,
-)
+from ..runs.predictions import evaluation_file, predictions_file, write_evaluation, write_predictions
+from ..runs.record import read_metrics, read_run
 from .checkpoints import load_weights
 from .evaluator import Evaluator
 from .seeds import prepare_process
@@ -173,7 +168,9 @@ class _Keeper:
             "exp": settings(self.exp),
             "data": {"val": data},
         }
+        refuse_links(self.folder)
         path = predictions_file(self.folder, self.epoch)
-        write_predictions(path, evaluator.predictions)
-        write_evaluation(evaluation_file(self.folder, self.epoch), facts)
+        hashes: list[str] = []
+        write_predictions(path, evaluator.predictions, lambda name, digest: hashes.append(digest))
+        write_evaluation(evaluation_file(self.folder, self.epoch), {**facts, "predictions_sha256": hashes[0]})
         return path

@@ -24,7 +24,7 @@ from ..head import hosts
 from ..runs.checkpoint import sha256, starting_weights
 from ..runs.claim import Claim
 from ..runs.differences import changed_since, record_differences
-from ..runs.files import WriteError, remove_unfinished, write_error
+from ..runs.files import WriteError, refuse_links, remove_unfinished, write_error
 from ..runs.record import RunRecord, fail_run, read_run
 from .checkpoints import STATE, Resumed
 from .device import cpu_name
@@ -115,6 +115,8 @@ class RunStatus:
             RunError: another process trains there; another configuration, an unfinished run or foreign checkpoints are
                 in it.
         """
+        if self.folder.is_dir():
+            refuse_links(self.folder)
         self.claim = Claim(self.folder)
         remove_unfinished(self.folder)
         if (owner := self.claim.taken_from) is not None:
@@ -134,7 +136,7 @@ class RunStatus:
             if changed := changed_since(before, facts):
                 part["changed"] = changed
             facts["resumed"] = [*before.get("resumed", []), part]
-            kept = ("started", "starting_weights", "epochs_done", "best_ap", "data", "batches_per_epoch", "checkpoints")
+            kept = ("started", "starting_weights", "epochs_done", "best_ap", "data", "batches_per_epoch", "files")
             facts.update({key: before[key] for key in kept if key in before})
         self.record = RunRecord(self.folder, facts)
 
@@ -231,9 +233,7 @@ class RunStatus:
     def note_hash(self, name: str, digest: str) -> None:
         """Write the SHA-256 of a checkpoint that is about to take its place; the one before counts until then."""
         if self.record is not None:
-            hashes = self.record.data.get("checkpoints", {})
-            known = [digest, *(other for other in hashes.get(name, []) if other != digest)]
-            self.record.update(checkpoints={**hashes, name: known[:2]})
+            self.record.note_file(name, digest)
 
     def note_epoch(self, row: Mapping[str, float | None]) -> None:
         """Write an epoch's row, before its checkpoint.

@@ -245,7 +245,8 @@ class Trainer(HostTrainer):
         self.best_ap = max(self.best_ap, ap)
         if self.rank == 0:
             logger.info(f"\n{summary}")
-            row.update({"AP": ap, "AP50": ap50, **self.data.keep_predictions(self.folder, self.epoch + 1)})
+            measured = self.data.keep_predictions(self.folder, self.epoch + 1, self.status.note_hash)
+            row.update({"AP": ap, "AP50": ap50, **measured})
             self.curves.log({"val/COCOAP50": ap50, "val/COCOAP50_95": ap}, self.epoch + 1)
         if self.is_distributed:
             dist.barrier()

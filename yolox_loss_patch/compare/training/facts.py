@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import RunError
-from ...runs.record import predictions_file
+from ...runs.predictions import predictions_file
 from ...runs.selection import Run
 from ..detections import ERRORS, METRICS, Truth
 
@@ -327,9 +327,10 @@ def _images(
     files = {int(item["id"]): str(item["file_name"]) for item in truth.images}
     # Of equals the images with most mistakes are the worst, and those with most boxes the best.
     ranked = sorted(f1, key=lambda number: (f1[number], -counts[number][1] - counts[number][2], number))
-    there = [number for number in ranked if (truth.image_folder / files[number]).is_file()]
+    paths = {number: path for number in ranked if (path := truth.image_file(number)) is not None}
+    there = list(paths)
     if not there:
-        return [], [], f"No image is shown: they are not in {str(truth.image_folder)!r} any more."
+        return [], [], f"No image is shown: they are not in {str(truth.image_folder)!r} (any more)."
     half = min(_IMAGES, (len(there) + 1) // 2)
     worst = there[:half]
     best = sorted(there[half:], key=lambda number: (-f1[number], -counts[number][0], number))[:half]
@@ -345,9 +346,7 @@ def _images(
             ShownBox(_box(row[1:5]), f"{names[int(row[6])]} {row[5]:.2f}", "right" if right[place] else "wrong")
             for place, row in zip(here, table[here], strict=True)
         ]
-        return ShownImage(
-            truth.image_folder / files[number], files[number], f1[number], *counts[number], [*real, *found]
-        )
+        return ShownImage(paths[number], files[number], f1[number], *counts[number], [*real, *found])
 
     return [shown(number) for number in worst], [shown(number) for number in best], None
 
