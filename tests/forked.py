@@ -14,39 +14,46 @@ _SERVER.set_forkserver_preload(["torch", "torchvision", "torch.utils.tensorboard
 seconds = 0.0  # of a core, spent by all these processes and those that they waited for
 
 
-def run(python, words, folder, environ, timeout):
-    """As ``python PYTHON WORDS`` in a folder; gives what `subprocess.run` gives.
+def start(python, words, folder, environ, place):
+    """Start ``python PYTHON WORDS`` in a folder.
 
     Args:
         python: ``-m`` and a module, or a script.
         words: the words of the command line.
         folder: the working directory.
         environ: variables besides those of this process.
-        timeout: seconds.
+        place: a folder for the files ``out`` and ``err``, and ``seconds`` of a core when it has ended by itself.
+
+    Returns:
+        The `multiprocessing.Process`.
     """
+    files = [str(Path(place) / name) for name in ("out", "err", "seconds")]
+    before = os.environ.copy()
+    os.environ["OMP_NUM_THREADS"] = "1"  # the server reads it when it starts
+    try:
+        process = _SERVER.Process(
+            target=_main, args=(python, words, str(folder), {**before, **environ}, *files), name="MainProcess"
+        )
+        process.start()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    return process
+
+
+def run(python, words, folder, environ, timeout):
+    """The same to its end, or for so many seconds; gives what `subprocess.run` gives."""
     global seconds
     with tempfile.TemporaryDirectory() as place:
-        files = [Path(place) / name for name in ("out", "err", "seconds")]
-        started = os.environ.copy()
-        os.environ["OMP_NUM_THREADS"] = "1"  # the server reads it when it starts
-        try:
-            process = _SERVER.Process(
-                target=_main,
-                args=(python, words, str(folder), {**started, **environ}, *map(str, files)),
-                name="MainProcess",
-            )
-            process.start()
-        finally:
-            os.environ.clear()
-            os.environ.update(started)
+        process = start(python, words, folder, environ, place)
         process.join(timeout)
         if process.exitcode is None:
             process.kill()
             raise subprocess.TimeoutExpired(words, timeout)
-        out, err = (file.read_text() for file in files[:2])
-        if files[2].exists():
-            seconds += float(files[2].read_text())
-    return subprocess.CompletedProcess(words, process.exitcode, out, err)
+        out, err, spent = (Path(place) / name for name in ("out", "err", "seconds"))
+        if spent.exists():
+            seconds += float(spent.read_text())
+        return subprocess.CompletedProcess(words, process.exitcode, out.read_text(), err.read_text())
 
 
 def _main(python, words, folder, environ, out, err, spent):

@@ -11,9 +11,10 @@ import pytest
 
 from yolox_loss_patch import cli as command
 from yolox_loss_patch.errors import ConfigError
+from yolox_loss_patch.runs.claim import Claim
 from yolox_loss_patch.runs.process import is_alive
 from yolox_loss_patch.runs.record import read_run
-from yolox_loss_patch.sweep import plan
+from yolox_loss_patch.sweep import plan, schedule
 from yolox_loss_patch.sweep.screen import Screen
 from yolox_loss_patch.sweep.training import PlannedTraining
 
@@ -221,6 +222,20 @@ def test_a_sweep_that_is_interrupted_goes_on_by_the_same_command_past_a_run_that
     assert error.count("max_epoch: 2 there, 3 now") == 2 and "-expn" in error
     assert command.main([*words, "--dry-run", "max_epoch", "2", "random_size", "(3,3)"]) == 2
     assert capsys.readouterr().err.count("random_size: [2, 4] there, [3, 3] now") == 2
+
+
+def test_a_run_that_another_process_holds_is_waited_for(tmp_path):
+    """Whoever holds it, here or on another machine: it is not started a second time, and used when it is free."""
+    run = PlannedTraining("run", tmp_path / "run", ["-f", "tiny.py"], max_epoch=2)
+    claim = Claim(run.folder)
+    (run.folder / ".claim.1").write_text('{"token": "x", "pid": 7, "machine": "elsewhere"}')
+    run.plan()
+    assert run.todo == "wait" and not schedule.has_ended(run, None)
+    (run.folder / ".claim.1").unlink()
+    claim.release()
+    assert schedule.has_ended(run, None) and (run.todo, run.state) == ("train", "queued")
+    (run.folder / "run.json").write_text('{"status": "finished"}')
+    assert schedule.has_ended(run, None) and (run.todo, run.state) == ("skip", "finished")
 
 
 def test_a_folder_with_weights_but_no_record_is_not_entered(work, monkeypatch, capsys):

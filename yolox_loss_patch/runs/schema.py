@@ -84,6 +84,8 @@ RECORD = {
     "exp.multiscale_range": _COUNT,
     "code": _table_of(_TEXT, "texts"),
     "args": _TABLE,
+    "args.devices": _or_nothing(_FROM_ONE),
+    "args.num_machines": _or_nothing(_FROM_ONE),
     "starting_weights": _or_nothing(_TEXT),
     "seed": _or_nothing(_WHOLE),
     "host": _TABLE,

@@ -78,7 +78,7 @@ def _train_all(runs: list[PlannedTraining], where: Local | Slurm, screen: Screen
             while queue or active:
                 where.refresh()
                 for run in list(active):
-                    if _has_ended(run, where):
+                    if has_ended(run, where):
                         active.remove(run)
                         if run.state == "queued":
                             queue.append(run)
@@ -110,7 +110,7 @@ def _train_all(runs: list[PlannedTraining], where: Local | Slurm, screen: Screen
             raise
 
 
-def _has_ended(run: PlannedTraining, where: Local | Slurm) -> bool:
+def has_ended(run: PlannedTraining, where: Local | Slurm) -> bool:
     """Whether nothing more comes from this run; its state is then finished, failed, or queued for another try."""
     if run.job is None:
         run.read()
