@@ -224,6 +224,35 @@ def test_a_sweep_that_is_interrupted_goes_on_by_the_same_command_past_a_run_that
     assert capsys.readouterr().err.count("random_size: [2, 4] there, [3, 3] now") == 2
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["pipe", "SIGKILL", "SIGHUP"])
+def test_no_training_outlives_its_sweep(work, how):
+    """``sweep ... | head -2``, ``kill -9``, a closed terminal: the training ends, and says so in its record."""
+    sweep = subprocess.Popen(
+        [sys.executable, "-m", "yolox_loss_patch", *SWEEP, "--seeds", "5", "max_epoch", "500"],
+        cwd=work, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    )  # fmt: skip
+    run = work / "YOLOX_outputs" / "tiny-seed5"
+    try:
+        assert sweep.stdout.readline().startswith("1 runs: 1 to train")
+        assert any("running, epoch 1/500" in line for line in sweep.stdout)
+        if how == "pipe":
+            sweep.stdout.close()
+        else:
+            sweep.send_signal(signal.Signals[how])
+        assert sweep.wait(100) == {"pipe": 1, "SIGKILL": -9, "SIGHUP": 130}[how]
+        wait_for(
+            lambda: (read_run(run) or {}).get("status") == "interrupted" and not is_alive(read_run(run)["pid"]), 60
+        )
+    finally:
+        sweep.kill()
+    assert read_run(run)["error"] == "stopped by SIGTERM"
+    told = "The sweep that started this training is gone" in (run / "screen.log").read_text()
+    assert told == (how == "SIGKILL")
+
+
 def test_a_run_that_another_process_holds_is_waited_for(tmp_path):
     """Whoever holds it, here or on another machine: it is not started a second time, and used when it is free."""
     run = PlannedTraining("run", tmp_path / "run", ["-f", "tiny.py"], max_epoch=2)

@@ -36,6 +36,7 @@ class TrainingJob:
         environ: variables to set, or to remove (None).
         package: the folder that holds this package.
         minutes: that the cluster gives the job, None where there is no limit.
+        sweep: the process that the job ends with, None where it goes on without.
     """
 
     def __init__(
@@ -46,9 +47,10 @@ class TrainingJob:
         environ: dict[str, str | None],
         package: str,
         minutes: int | None = None,
+        sweep: int | None = None,
     ) -> None:
-        self.arguments = (words, folder, cwd, environ, package, minutes)
-        self.words, self.folder, self.cwd, self.environ, self.package, self.minutes = self.arguments
+        self.arguments = (words, folder, cwd, environ, package, minutes, sweep)
+        self.words, self.folder, self.cwd, self.environ, self.package, self.minutes, self.sweep = self.arguments
         self.child: subprocess.Popen[bytes] | None = None
 
     def __call__(self) -> int:
@@ -79,6 +81,9 @@ class TrainingJob:
                 # Not wait(), whose lock would keep a signal's handler from waiting too.
                 while (status := self.child.poll()) is None:
                     time.sleep(0.2)
+                    if self.sweep is not None and not _is_there(self.sweep):
+                        log.write(b"The sweep that started this training is gone; the training is stopped.\n")
+                        self._stop()
             except BaseException:
                 self._stop()
                 raise
@@ -123,6 +128,16 @@ class TrainingJob:
                 return int(json.load(file).get("epochs_done", 0))
         except (OSError, ValueError):
             return 0
+
+
+def _is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 # The class is sent along with each job and not imported there, which would load torch.

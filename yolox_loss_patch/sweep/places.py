@@ -76,7 +76,9 @@ class Local:
             before = signal.signal(signal.SIGINT, signal.SIG_IGN)
             try:
                 run.job = executor.submit(
-                    TrainingJob(run.words, str(run.folder.absolute()), os.getcwd(), environ, _PACKAGE)
+                    TrainingJob(
+                        run.words, str(run.folder.absolute()), os.getcwd(), environ, _PACKAGE, sweep=os.getpid()
+                    )
                 )
             finally:
                 signal.signal(signal.SIGINT, before)

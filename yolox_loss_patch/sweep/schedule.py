@@ -6,9 +6,8 @@ import argparse
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from ..compare.comparison import compare
 from ..errors import KitError, RunError
@@ -73,7 +72,7 @@ def _train_all(runs: list[PlannedTraining], where: Local | Slurm, screen: Screen
     left = [run for run in runs if run.todo != "skip"]
     active = [run for run in left if run.todo in ("wait", "attach")]
     queue = [run for run in left if run not in active]
-    with _sigterm_is_ctrl_c():
+    with _other_ends_are_ctrl_c():
         try:
             while queue or active:
                 where.refresh()
@@ -130,10 +129,12 @@ def has_ended(run: PlannedTraining, where: Local | Slurm) -> bool:
 
 
 def _cancel(runs: list[PlannedTraining], where: Local | Slurm) -> None:
-    """Stop jobs and wait until they are gone, so that their records tell."""
+    """Stop jobs and wait until they are gone, so that their records tell. Nobody may be there any more to read about it."""
     if not runs:
         return
-    print(f"Stopping {len(runs)} jobs ...", flush=True)
+    where.cancel(runs)
+    with contextlib.suppress(OSError):
+        print(f"Stopping {len(runs)} jobs ...", flush=True)
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         left = [run for run in runs if not where.has_ended(run)]
@@ -141,19 +142,22 @@ def _cancel(runs: list[PlannedTraining], where: Local | Slurm) -> None:
             for run in runs:
                 run.follow(None)
             return
-        where.cancel(left)  # again: a job that was just starting may have missed it
-        time.sleep(2)
+        time.sleep(1)
         where.refresh()
+        where.cancel(left)  # again: a job that was just starting may have missed it
     print(f"Still there: {', '.join(run.name for run in left)}", flush=True)
 
 
 @contextlib.contextmanager
-def _sigterm_is_ctrl_c() -> Iterator[None]:
-    before: Callable[..., Any] | int | None = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _other_ends_are_ctrl_c() -> Iterator[None]:
+    """SIGTERM, and SIGHUP of a terminal that is closed unless nohup ignores it, end a sweep as Ctrl-C does."""
+    numbers = [signal.SIGTERM, *([signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL else [])]
+    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _last_line(path: Path) -> str:
