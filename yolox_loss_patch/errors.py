@@ -86,5 +86,6 @@ _REMEDIES = {
     errno.ENOTDIR: "A part of that path is a file; take another folder, or move that file away.",
     errno.EISDIR: "That is a folder; name a file.",
     errno.ENOENT: "Correct the path.",
+    errno.ENAMETOOLONG: "The disk takes shorter names only; choose one with -expn, output_dir or --out.",
     errno.EEXIST: "A file stands where a folder is wanted; take another folder, or move that file away.",
 }

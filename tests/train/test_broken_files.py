@@ -70,6 +70,9 @@ FILES = {
         ("verify", "tiny.py"),
         ["overrides belong to an experiment", "Did you mean -f tiny.py?"],
     ),
+    "a name too long for the disk": (None, (*TRAIN[:7], "-expn", "a" * 300, *TRAIN[7:]), ["too long", "-expn"]),
+    "a sweep's name too long": (None, ("sweep", *TRAIN[1:7], "-expn", "a" * 300, *TRAIN[7:]), ["too long", "-expn"]),
+    "a picture's name too long": (None, ("plot", "ciou", "--out", "a" * 300 + ".png"), ["too long", "--out"]),
     "plot into a file": (write(b""), ("plot", "ciou", "--out", "given.pth/a.png"), ["given.pth"]),
 }
 
