@@ -2,8 +2,8 @@
 
     yolox-loss sweep -f exps/digits_balancing.py -b 8 -c YOLOX_outputs/digits_start/latest_ckpt.pth
 
-A weight is a schedule {epoch: value} with straight lines between. Its picture is in the run's report.html. Its effect
-has not been measured yet: benchmarks/remedies.sh balancing.
+A weight is a schedule {epoch: value} with straight lines between. Its picture is in the run's report.html. What it did
+to AP, docs/data.md says (benchmarks/remedies.sh balancing).
 """
 
 from digits_finetune import Exp as BaseExp  # lies beside this file; YOLOX puts the folder of an experiment on the path

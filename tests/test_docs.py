@@ -127,16 +127,18 @@ def test_the_page_on_data_has_the_differences_of_its_files():
         "OHEMSampler": "sampler=",
         "level_weights": "level_weights=",
         "ignore_crowd": "ignore_crowd",
+        "loss_weight={1: 1.5": "loss_weight={1: 1.5",
     }
     page = (ROOT / "docs" / "data.md").read_text()
     lines = [line for line in page.splitlines() if line.startswith("| `")]
     tables = {}
-    for name in ("rare", "rare_classes", "crowd"):
+    for name in ("rare", "rare_classes", "crowd", "balancing"):
         with (ROOT / "benchmarks" / "remedies" / f"{name}.csv").open(newline="") as file:
             tables[name] = list(csv.DictReader(file))
     for line, (setting, label) in zip(lines, labels.items(), strict=True):
         assert setting in line
-        for name in ("crowd",) if setting == "ignore_crowd" else ("rare", "rare_classes"):
+        alone = {"ignore_crowd": ("crowd",), "loss_weight={1: 1.5": ("balancing",)}
+        for name in alone.get(setting, ("rare", "rare_classes")):
             (row,) = (row for row in tables[name] if label in row["group"])
             difference, low, high = (float(row[f"AP_{key}"]) for key in ("difference", "low", "high"))
             assert f"{difference:+.3f} [{low:+.3f}, {high:+.3f}] | {row['AP_verdict']} |" in line
