@@ -5,8 +5,8 @@ Boxes are ``(N, 4)`` tensors of ``(cx, cy, w, h)`` in pixels.
 
 from __future__ import annotations
 
-from functools import cached_property
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,6 +76,17 @@ def plain_product(sides: Tensor) -> Tensor:
     return width * height
 
 
+class _once:
+    """A property that is computed when it is first asked for; `functools.cached_property` takes a lock for it."""
+
+    def __init__(self, compute: Callable[[Any], Any]) -> None:
+        self.compute, self.name, self.__doc__ = compute, compute.__name__, compute.__doc__
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        value = instance.__dict__[self.name] = self.compute(instance)
+        return value
+
+
 class Pair:
     """Predicted boxes and their targets, and what the box losses measure on them; each is computed once, when asked for.
 
@@ -89,7 +100,7 @@ class Pair:
     def __init__(self, pred: Tensor, target: Tensor) -> None:
         self.pred, self.target = pred, target
 
-    @cached_property
+    @_once
     def overlap(self) -> Overlap:
         """How the two lie on each other."""
         return overlap(self.pred, self.target)
@@ -99,33 +110,33 @@ class Pair:
         """The IoU ``(N,)``."""
         return self.overlap.iou
 
-    @cached_property
+    @_once
     def offset(self) -> Tensor:
         """Centre of the prediction minus centre of the target ``(N, 2)`` in px."""
         return self.pred[:, :2] - self.target[:, :2]
 
-    @cached_property
+    @_once
     def enclosing(self) -> Tensor:
         """Sides ``(N, 2)`` in px of the smallest box around both."""
         lies = self.overlap
         return torch.max(lies.pred_br, lies.target_br) - torch.min(lies.pred_tl, lies.target_tl)
 
-    @cached_property
+    @_once
     def enclosing_squared(self) -> Tensor:
         """The squares of the enclosing sides ``(N, 2)`` in px2."""
         return self.enclosing.square()
 
-    @cached_property
+    @_once
     def diagonal(self) -> Tensor:
         """The squared diagonal of the enclosing box ``(N,)`` in px2: ``c2``."""
         return self.enclosing_squared.sum(1)
 
-    @cached_property
+    @_once
     def distance(self) -> Tensor:
         """The squared distance of the centres ``(N,)`` in px2: ``rho2``."""
         return self.offset.square().sum(1)
 
-    @cached_property
+    @_once
     def edges(self) -> Tensor:
         """Powerful-IoU's P ``(N,)``: the mean distance of the edges, in sides of the target."""
         lies = self.overlap

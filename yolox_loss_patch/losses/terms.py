@@ -81,9 +81,10 @@ class LossModule(nn.Module):
             ValueError: shapes that do not fit, an unknown reduction, ``sum`` with ``avg_factor``, an ``avg_factor`` that
                 is not one number above 0 (a tensor's value is not looked at, which would wait for the device).
         """
-        for name, value in (("pred", pred), ("target", target), ("weight", weight)):
-            if not isinstance(value, Tensor) and (value is not None or name != "weight"):
-                raise TypeError(f"{self._label()}: {name} is a tensor; got {type(value).__name__}")
+        if type(pred) is not Tensor or type(target) is not Tensor or weight is not None:  # the usual call costs least
+            for name, value in (("pred", pred), ("target", target), ("weight", weight)):
+                if not isinstance(value, Tensor) and (value is not None or name != "weight"):
+                    raise TypeError(f"{self._label()}: {name} is a tensor; got {type(value).__name__}")
         if target.dim() == 1 and pred.dim() == 2 and not (target.is_floating_point() or target.dtype == torch.bool):
             target = _one_per_class(target, pred.shape[1])
         return self.compute(Call(pred, target, weight, avg_factor, reduction_override, facts))
