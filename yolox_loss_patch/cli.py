@@ -268,9 +268,13 @@ def _explain(term: str, name: str, loss: Loss) -> None:
 
 
 def _run_plot(words: list[str]) -> None:
+    if words[:1] == ["assign"]:
+        _run_plot_assign(words[1:])
+        return
     from .doctor.plot import plot
 
-    parser = argparse.ArgumentParser(prog="yolox-loss plot", description=plot.__doc__)
+    also = "yolox-loss plot assign --help: which anchors each box gets in an experiment's images."
+    parser = argparse.ArgumentParser(prog="yolox-loss plot", description=plot.__doc__, epilog=also)
     parser.add_argument(
         "losses", nargs="+", metavar="LOSS", help="names, or dicts such as \"{'type': 'focal', 'gamma': 1}\""
     )
@@ -281,6 +285,26 @@ def _run_plot(words: list[str]) -> None:
     args = parser.parse_args(words)
     _import_exp(args.f)
     print(plot(args.losses, args.out, regression=args.regression, points=args.points))
+
+
+def _run_plot_assign(words: list[str]) -> None:
+    _check_extras("plot assign", ("train",))
+    from .doctor.assignment import plot_assignment
+
+    about = (plot_assignment.__doc__ or "").splitlines()[0]
+    parser = argparse.ArgumentParser(prog="yolox-loss plot assign", description=about)
+    parser.add_argument("-f", "--exp_file", metavar="EXP_FILE", required=True, help="an experiment file")
+    parser.add_argument("-n", "--images", type=int, default=4, metavar="IMAGES", help="how many images, 1 to 16 (4)")
+    parser.add_argument("-c", "--ckpt", help="a checkpoint; else the model has its first weights")
+    parser.add_argument(
+        "--out", metavar="FILE.png", help="the picture (default: in the folder of the experiment's run)"
+    )
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help=_DEVICE)
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the experiment")
+    args = parser.parse_args(words)
+    print(
+        plot_assignment(args.exp_file, args.opts, images=args.images, ckpt=args.ckpt, out=args.out, device=args.device)
+    )
 
 
 def _experiment_parser(

@@ -133,9 +133,11 @@ def draw_box(
     )
     if not label:
         return
-    x = min(max(x, 0), width)
+    at_the_right = x > 0.7 * width  # there the label ends with the box, or it would leave the image
+    x = min(max(x + w if at_the_right else x, 0), width)
     y = min(y + h, 0.965 * height) if dashed else max(y, 0.035 * height)
-    axes.text(x, y, escape_math(printable(label)), fontsize=5.5, va="top" if dashed else "bottom", clip_on=True,
+    axes.text(x, y, escape_math(printable(label)), fontsize=5.5, va="top" if dashed else "bottom",
+              ha="right" if at_the_right else "left", clip_on=True,
               color="black" if _luminance(colour) > 0.3 else "white",
               bbox={"pad": 0.6, "linewidth": 0, "facecolor": colour, "alpha": 0.8})  # fmt: skip
 

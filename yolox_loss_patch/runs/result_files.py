@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import RunError
+from .predictions import inflate
 from .selection import Group, Run
 
 
@@ -75,8 +76,8 @@ def read_results(path: Path, images: Iterable[Mapping[str, Any]], categories: It
     """
     try:
         content = path.read_bytes()
-        rows = json.loads(gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content)
-    except (OSError, EOFError, ValueError) as error:
+        rows = json.loads(inflate(path, content) if content[:2] == b"\x1f\x8b" else content)
+    except (OSError, EOFError, ValueError, zlib.error, RecursionError) as error:
         raise RunError(f"{path} cannot be read as COCO results: {error}.") from error
     if not isinstance(rows, list):
         raise RunError(f"{path} is no list of COCO results but a {type(rows).__name__}.")

@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from ..errors import RunError
 from ..runs.claim import owner_of
 from ..runs.record import read_metrics, read_run
 from .job import SCREEN
@@ -69,7 +70,10 @@ class PlannedTraining:
     def read(self) -> dict[str, Any]:
         """The record, {} where there is none yet; takes the epochs and metrics over from it."""
         record = read_run(self.folder) or {}
-        self.rows = read_metrics(self.folder)
+        try:
+            self.rows = read_metrics(self.folder)
+        except RunError:  # the training, or the comparison, will say what is wrong with the file
+            self.rows = []
         self.epochs = int(record.get("epochs_done", 0))
         return record
 
