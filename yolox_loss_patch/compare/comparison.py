@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..errors import RunError
 from ..runs.differences import training_sizes
 from ..runs.predictions import predictions_file
+from ..runs.race import Race, find_race
 from ..runs.record import AP_COLUMNS
 from ..runs.result_files import file_groups, read_results
 from ..runs.selection import Group, Run, Selection, differing, facts, group, remedies, select, surroundings, unknown
@@ -143,7 +144,8 @@ def _of_runs(chosen: Options) -> Comparison:
             f"The baseline {results[0].label} has no {chosen.metric}; choose another --metric or --baseline."
         )
     images = None if truth is None else len(truth.boxes.image_ids)
-    judge(results, chosen.metric, chosen.margin, images, from_detections=bool(chosen.classes))
+    race = _race(chosen, results, notes)
+    judge(results, chosen.metric, chosen.margin, images, from_detections=bool(chosen.classes), race=race)
     if truth is not None and chosen.per_class:
         judge_classes(results, truth, of_classes, chosen.margin)
     without = [
@@ -173,6 +175,38 @@ def _of_runs(chosen: Options) -> Comparison:
         chosen.command(),
         list(chosen.classes),
     )
+
+
+def _race(chosen: Options, results: Sequence[Result], notes: list[str]) -> Race | None:
+    """The plan that the runs were trained by, where it is for this comparison; a note says what it means."""
+    runs = [run for result in results for run in result.group.runs]
+    race = find_race([run.folder for run in runs])
+    if race is None:
+        return None
+    strangers = race.unplanned([run.name for run in runs])
+    groups = [race.setting_of_group([run.name for run in result.group.runs]) for result in results]
+    if None in groups or len({*groups}) < len(groups):
+        notes.append(
+            f"Some of these runs were trained as a race ({race.path}), whose plan is not for these groups. Its looks are not "
+            "counted."
+        )
+        return None
+    if chosen.metric != race.metric or chosen.margin != race.margin or chosen.classes:
+        notes.append(
+            f"These runs were trained as a race for {race.metric} with a margin of {race.margin}; its looks decided by that, not "
+            "by what is asked for here."
+        )
+    if strangers:
+        notes.append(
+            f"Added after the plan of the race, and not counted in the verdicts: {', '.join(strangers)}. Seeds that are added "
+            "because the first looked good are no evidence."
+        )
+    looks = ", ".join(map(str, race.looks))
+    notes.append(
+        f"These runs are a race: {len(race.looks)} looks were planned, after {looks} seeds, and share the error. p is multiplied "
+        f"by {len(race.looks)}, and the intervals are as much wider."
+    )
+    return race
 
 
 def _of_files(chosen: Options, annotations: str) -> Comparison:

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..errors import RunError
+from ..runs.race import Race
 from ..runs.selection import Group
 from .bootstrap.resampling import class_values, image_weights, mean_over_classes
 from .detections import Truth
 from .results import ClassDifference, Result
-from .statistics import Difference, difference, holm, verdict
+from .statistics import Difference, difference, holm, over_looks, verdict
 
 Draws = dict[str, NDArray[np.float64]]
 
@@ -75,7 +76,14 @@ def class_places(truth: Truth, classes: Sequence[str]) -> list[int]:
     return [place for place, name in enumerate(names) if not classes or name in classes]
 
 
-def judge(results: Sequence[Result], metric: str, margin: float, images: int | None, from_detections: bool) -> None:
+def judge(
+    results: Sequence[Result],
+    metric: str,
+    margin: float,
+    images: int | None,
+    from_detections: bool,
+    race: Race | None = None,
+) -> None:
     """Hold every group against the baseline: fills ``difference``, ``p_holm`` and ``verdict``.
 
     Args:
@@ -84,6 +92,8 @@ def judge(results: Sequence[Result], metric: str, margin: float, images: int | N
         margin: differences smaller than this count as equal.
         images: the number of images that were resampled, None where there are no detections.
         from_detections: the metric is taken from the detections, not from the records: of some classes, or of result files.
+        race: the plan that the runs were trained by, if any: its looks share the error, and its settings count in Holm's table
+            whether they are shown or not.
     """
     base, *others = results
     draws = {id(result): _by_repeat(result) for result in results}
@@ -99,11 +109,41 @@ def judge(results: Sequence[Result], metric: str, margin: float, images: int | N
         known = [draws[id(side)] for side in (result, base)]
         complete = images is not None and all(set(side) <= set(found) for side, found in zip(sides, known, strict=True))
         ours, theirs = known if complete else (None, None)
-        result.difference = difference(sides[0], sides[1], ours, theirs, images, margin)
-    adjusted = holm([None if result.difference is None else result.difference.p for result in others])
-    for result, p in zip(others, adjusted, strict=True):
+        if race is None:
+            result.difference = difference(sides[0], sides[1], ours, theirs, images, margin)
+            continue
+        taken = [
+            difference(
+                {unit: sides[0][unit] for unit in units},
+                {unit: sides[1][unit] for unit in units},
+                ours,
+                theirs,
+                images,
+                margin,
+                len(race.looks),
+            )
+            for units in _looks(race, result, base)
+        ]
+        if taken:
+            result.difference = over_looks(taken)
+    p_values = [None if result.difference is None else result.difference.p for result in others]
+    unseen = 0 if race is None else max(0, len(race.settings) - len(results))
+    adjusted = holm([*p_values, *[1.0] * unseen])
+    for result, p in zip(others, adjusted, strict=False):
         result.p_holm = p
         result.verdict = f"{metric} unknown" if result.difference is None else verdict(result.difference, p, margin)
+
+
+def _looks(race: Race, result: Result, base: Result) -> list[list[str]]:
+    """The repeats of each look that was reached: of the planned seeds the first so many, in both groups."""
+    names = [{run: unit for unit, run in _units(side.group)} for side in (result, base)]
+    settings = [race.setting_of_group([run.name for run in side.group.runs]) for side in (result, base)]
+    planned = [
+        [found.get(run) for run in race.settings[setting]] if setting is not None else []
+        for found, setting in zip(names, settings, strict=True)
+    ]
+    shared = [ours for ours, theirs in zip(*planned, strict=False) if ours is not None and ours == theirs]
+    return [shared[:look] for look in race.looks if len(shared) >= look]
 
 
 def judge_classes(

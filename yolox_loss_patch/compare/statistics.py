@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,6 +96,7 @@ class Difference:
         p_equal: that the difference is at least the margin.
         pairs: the difference of each pair of seeds.
         components: what the difference varies by; None where seeds or images are not known.
+        looks: how many planned looks share the error; the intervals are as much wider, and p as much larger.
     """
 
     mean: float
@@ -111,6 +112,7 @@ class Difference:
     p_equal: float | None
     pairs: tuple[float, ...] = ()
     components: Components | None = None
+    looks: int = 1
 
     @property
     def limits(self) -> str:
@@ -177,6 +179,7 @@ def difference(
     baseline_resampled: Mapping[str, NDArray[np.float64]] | None = None,
     images: int | None = None,
     margin: float = MARGIN,
+    looks: int = 1,
 ) -> Difference:
     """How far a group lies above the baseline, with seeds and images both drawn by chance.
 
@@ -188,6 +191,7 @@ def difference(
         baseline_resampled: the same of the baseline.
         images: the number of images.
         margin: for ``p_equal``.
+        looks: how many looks at the data share the error (Bonferroni): each gets its share of the 5%.
 
     Where at least two repeats are in both groups, those are the pairs that count, and only those. Else the two means are
     compared without pairs. With one seed the interval holds the images only.
@@ -221,8 +225,9 @@ def difference(
         parts = [*parts, Part(by_images, max(images - 1, 1))]
     if not parts:
         return Difference(mean, number, paired, None, None, None, None, None, None, None, None, pairs)
-    reach, reach90 = half_width(parts, CONFIDENCE), half_width(parts, 0.9)
+    reach, reach90 = (half_width(parts, 1 - (1 - level) / looks) for level in (CONFIDENCE, 0.9))
     inside = p_value(abs(margin - abs(mean)), parts) / 2
+    p_equal = inside if abs(mean) < margin else 1 - inside
     return Difference(
         mean,
         number,
@@ -233,11 +238,28 @@ def difference(
         Interval(mean - reach, mean + reach),
         Interval(mean - reach90, mean + reach90),
         equivalent_df(parts),
-        p_value(abs(mean), parts),
-        inside if abs(mean) < margin else 1 - inside,
+        min(1.0, looks * p_value(abs(mean), parts)),
+        min(1.0, looks * p_equal),
         pairs,
         components,
+        looks,
     )
+
+
+def over_looks(found: Sequence[Difference]) -> Difference:
+    """The difference at the latest look, with the p values of all looks so far.
+
+    Each look's p is already multiplied by the number of planned looks, so that the smallest of them is a p value of the loss;
+    with these Holm goes over the losses, as without looks. Looks that are still to come count as p = 1: they can only lower it.
+    A look at which the difference had the other sign is no evidence for this one.
+    """
+    latest = found[-1]
+    same = [each for each in found if (each.mean > 0) == (latest.mean > 0)]
+    p, p_equal = (
+        min((value for each in chosen if (value := getattr(each, name)) is not None), default=None)
+        for name, chosen in (("p", same), ("p_equal", found))
+    )
+    return replace(latest, p=p, p_equal=p_equal)
 
 
 def _interaction(draws: NDArray[np.float64]) -> float:
@@ -264,7 +286,8 @@ def verdict(found: Difference, p_holm: float | None, margin: float = MARGIN) -> 
     """`BETTER` or `WORSE` where chance is ruled out over the table, `EQUAL` within the margin, else `UNCLEAR`."""
     if p_holm is not None and p_holm < 1 - CONFIDENCE and found.mean != 0:
         return BETTER if found.mean > 0 else WORSE
-    if found.interval90 is not None and -margin < found.interval90.low and found.interval90.high < margin:
+    is_within = found.interval90 is not None and -margin < found.interval90.low and found.interval90.high < margin
+    if is_within or (found.looks > 1 and found.p_equal is not None and found.p_equal < 1 - CONFIDENCE):
         return EQUAL
     return UNCLEAR
 

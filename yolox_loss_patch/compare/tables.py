@@ -259,7 +259,7 @@ def as_csv(comparison: Comparison) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = [f"{name}_{part}" for name in AP_COLUMNS for part in ("last", "last_low", "last_high", "best")]
-    found = ["difference", "low", "high", "p_holm", "p_equal", "verdict"]
+    found = ["difference", "low", "high", "p_holm", "p_equal", "verdict", "looks"]
     writer.writerow(["group", "runs", "seeds", *names, *(f"{comparison.metric}_{name}" for name in found)])
     for result in comparison.results:
         row: list[Any] = [
@@ -274,7 +274,11 @@ def as_csv(comparison: Comparison) -> str:
         row += [None] * 3 if told is None else [told.mean, *_ends(told.interval)]
         row += [
             result.p_holm,
-            *([None, result.verdict] if told is None else [told.p_equal, result.verdict + told.limits]),
+            *(
+                [None, result.verdict, None]
+                if told is None
+                else [told.p_equal, result.verdict + told.limits, told.looks]
+            ),
         ]
         writer.writerow(["" if value is None else value for value in row])
     return text.getvalue()
@@ -317,10 +321,11 @@ def _images(result: Result, comparison: Comparison) -> int | None:
 
 def _difference_fields(found: Difference | None, p_holm: float | None) -> dict[str, float | None]:
     if found is None:
-        return dict.fromkeys(("difference", "se_seeds", "se_images", "df", "low", "high", "p", "p_holm", "p_equal"))
+        names = ("difference", "se_seeds", "se_images", "df", "low", "high", "p", "p_holm", "p_equal", "looks")
+        return dict.fromkeys(names)
     low, high = _ends(found.interval)
     return {"difference": found.mean, "se_seeds": found.se_seeds, "se_images": found.se_images, "df": found.df, "low": low,
-            "high": high, "p": found.p, "p_holm": p_holm, "p_equal": found.p_equal}  # fmt: skip
+            "high": high, "p": found.p, "p_holm": p_holm, "p_equal": found.p_equal, "looks": found.looks}  # fmt: skip
 
 
 def _ends(interval: Interval | None) -> tuple[float | None, float | None]:

@@ -116,6 +116,21 @@ DETECTION = {
     "score": Field(lambda value: is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
 }
 
+RACE = {
+    "looks": Field(
+        lambda value: (
+            isinstance(value, list)
+            and bool(value)
+            and all(is_whole(look, 2) for look in value)
+            and value == sorted(set(value))
+        ),
+        "a list of rising numbers of seeds from 2 on",
+    ),
+    "settings": _table_of(_list_of(_TEXT, "texts"), "lists of texts"),
+    "metric": _TEXT,
+    "margin": Field(lambda value: is_number(value) and 0 < value < 1, "a number above 0 and below 1"),
+}
+
 JOB_IDS = _table_of(_TEXT, "texts")
 
 

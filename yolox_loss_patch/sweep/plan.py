@@ -46,7 +46,15 @@ def parser() -> argparse.ArgumentParser:
         help="a setting and its values, as in loss_obj=bce,focal or \"loss_obj=bce,{'type':'focal','alpha':0.75}\"; "
         "can be given several times",
     )  # fmt: skip
-    result.add_argument("--seeds", default="0,1,2", help="the seeds of each combination (default: 0,1,2)")
+    result.add_argument("--seeds", help="the seeds of each combination (default: 0,1,2; of a race 0 to 11)")
+    result.add_argument(
+        "--race",
+        action="store_true",
+        help="look at the verdicts after the numbers of seeds in --looks; what is settled gets no further seeds",
+    )
+    result.add_argument(
+        "--looks", metavar="3,5,8", help="of a race (default: 3, 5, 8 and 12, up to the number of seeds)"
+    )
     result.add_argument(
         "--jobs",
         type=int,
@@ -69,11 +77,15 @@ def parser() -> argparse.ArgumentParser:
 
 
 def check_options(options: argparse.Namespace) -> None:
-    """Refuse numbers that cannot be, and a cluster's options without a cluster.
+    """Refuse numbers that cannot be, and a cluster's options without a cluster; fill in the seeds.
 
     Raises:
         ConfigError: the option, its value and what is allowed.
     """
+    if options.looks is not None and not options.race:
+        raise ConfigError(f"--looks {options.looks} is for a race; add --race, or leave it out.")
+    if options.seeds is None:
+        options.seeds = "0,1,2,3,4,5,6,7,8,9,10,11" if options.race else "0,1,2"
     for key in ("jobs", *_CLUSTER_OPTIONS):
         value, flag = getattr(options, key), f"--{key.replace('_', '-')}"
         if isinstance(value, (int, float)) and value <= 0:
@@ -211,7 +223,8 @@ def planned_trainings(
     for values in itertools.product(*(values for _, values in tries)):
         chosen = list(zip((key for key, _ in tries), values, strict=True))
         for seed in seeds:
-            name = "-".join([stem, *(label(key, value) for key, value in chosen), f"seed{seed}"])
+            setting = "-".join([stem, *(label(key, value) for key, value in chosen)])
+            name = f"{setting}-seed{seed}"
             pairs = [*zip(args.opts[::2], args.opts[1::2], strict=True), *chosen, ("seed", str(seed))]
             overrides = list(itertools.chain(*pairs))
             exp = copy.copy(base)
@@ -222,7 +235,8 @@ def planned_trainings(
             except ConfigError as error:
                 text = ", ".join(f"{key}={value}" for key, value in chosen)
                 raise ConfigError(f"With {text}: {error}" if chosen else str(error)) from error
-            run = PlannedTraining(name, Path(exp.output_dir) / name, [*flags, "-expn", name, *overrides], exp.max_epoch)
+            words = [*flags, "-expn", name, *overrides]
+            run = PlannedTraining(name, Path(exp.output_dir) / name, words, exp.max_epoch, setting)
             if name in (other.name for other in runs):
                 raise ConfigError(f"Two combinations would train in one folder, {name}; the second has {dict(chosen)}.")
             facts = {"exp": settings(exp), "resolved_losses": losses.resolved(), "args": vars(args), **common_facts}

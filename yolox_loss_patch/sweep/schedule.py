@@ -14,7 +14,8 @@ from ..errors import KitError, RunError
 from ..printing import printable
 from .job import SCREEN
 from .places import Local, Slurm
-from .plan import check_options, planned_trainings
+from .plan import check_options, planned_trainings, seeds_to_try
+from .race import looks_to_take, plan_race, run_race
 from .screen import Screen
 from .training import PlannedTraining, is_in_training
 
@@ -32,6 +33,9 @@ def sweep(options: argparse.Namespace, args: argparse.Namespace, flags: Sequence
     """
     check_options(options)
     runs, folder = planned_trainings(options, args, flags)
+    race = None
+    if options.race:
+        race = plan_race(runs, folder, looks_to_take(options.looks, len(seeds_to_try(options.seeds))))
     for run in runs:
         run.plan()
     if options.dry_run:
@@ -51,8 +55,17 @@ def sweep(options: argparse.Namespace, args: argparse.Namespace, flags: Sequence
     found = ", ".join(f"{count} {text}" for count, text in counts if count)
     print(f"{len(runs)} runs: {found}; {where.describe()}", flush=True)
     screen = Screen()
-    _train_all(runs, where, screen)
-    screen.end(runs)
+    if race is None:
+        _train_all(runs, where, screen)
+        screen.end(runs)
+    else:
+        race.write()
+
+        def train(coming: list[PlannedTraining]) -> None:
+            _train_all(coming, where, screen)
+            screen.end(coming)
+
+        runs = run_race(runs, race, train)
     failed = [run for run in runs if run.state != "finished"]
     for run in failed:
         print(f"{run.name} failed: {_last_line(run.log())}\n    {run.log()}")

@@ -24,6 +24,7 @@ class PlannedTraining:
         folder: of the run.
         words: of ``yolox-loss train``, without ``--resume``.
         max_epoch: epochs of the whole training.
+        setting: the name without the seed, which the repeats of a setting share.
         todo: ``train``, ``resume``, ``skip`` (finished), ``attach`` (its job is in Slurm's queue) or ``wait`` (another
             process trains it).
         state: what the table shows.
@@ -41,6 +42,7 @@ class PlannedTraining:
     folder: Path
     words: list[str]
     max_epoch: int
+    setting: str = ""
     todo: str = "train"
     state: str = "queued"
     job: Any = None
