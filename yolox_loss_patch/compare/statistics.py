@@ -246,6 +246,23 @@ def difference(
     )
 
 
+def is_out_of_reach(found: Difference, seeds: int, margin: float = MARGIN) -> bool:
+    """Whether no verdict is to be expected with so many seeds on these images: to go on would be in vain.
+
+    That is so when the mean would have to move by more than two standard errors of what the coming seeds can move it, to become
+    better, worse, equal, or not better by the margin. To stop for this reason makes no verdict wrong; at worst one is missed.
+    """
+    parts = found.components
+    if parts is None or found.seeds >= seeds:
+        return False
+    reach, reach90 = (
+        half_width(parts.parts(seeds, parts.number), 1 - (1 - level) / found.looks) for level in (CONFIDENCE, 0.9)
+    )
+    move = 2 * math.sqrt((parts.seeds + parts.both) * (1 / found.seeds - 1 / seeds))
+    nearest, farthest = max(0.0, abs(found.mean) - move), abs(found.mean) + move
+    return farthest < reach and nearest + reach90 >= margin and found.mean - move + reach90 >= margin
+
+
 def over_looks(found: Sequence[Difference]) -> Difference:
     """The difference at the latest look, with the p values of all looks so far.
 

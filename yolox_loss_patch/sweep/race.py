@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..compare.comparison import analyse
 from ..compare.results import Comparison
-from ..compare.statistics import BETTER, EQUAL, MARGIN, WORSE
+from ..compare.statistics import BETTER, EQUAL, MARGIN, WORSE, is_out_of_reach
 from ..errors import ConfigError
 from ..runs.race import PLAN, Race
 from .training import PlannedTraining
@@ -112,8 +112,8 @@ def _until(race: Race, settings: Sequence[str], look: int) -> set[str]:
 def settled_settings(comparison: Comparison, race: Race) -> dict[str, str]:
     """The settings that need no further seeds, and why.
 
-    Besides better, worse and equal: a loss that is shown not to be better by the margin. Its verdict stays unclear, as nothing
-    is said about how much worse it may be.
+    Besides better, worse and equal: a loss that is shown not to be better by the margin, and one for which no verdict is to be
+    expected. The verdict of both stays unclear, as nothing else is said about them.
     """
     found = {}
     for result in comparison.results[1:]:
@@ -125,4 +125,6 @@ def settled_settings(comparison: Comparison, race: Race) -> dict[str, str]:
             found[setting] = result.verdict
         elif told.interval90 is not None and told.interval90.high < race.margin:
             found[setting] = f"not better by {100 * race.margin:g} AP or more"
+        elif is_out_of_reach(told, race.looks[-1], race.margin):
+            found[setting] = f"no verdict is in reach with {race.looks[-1]} seeds on these {told.images} images"
     return found
