@@ -118,6 +118,21 @@ def test_the_readme_says_how_fast_the_loss_stage_is():
     assert 1 / 22 < float(newest["ratio"]) < 1 / 18
 
 
+def test_the_page_on_comparing_has_what_a_race_was_measured_to_do():
+    with (ROOT / "benchmarks" / "race.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    page = " ".join((ROOT / "docs" / "compare.md").read_text().split())
+    most = {name: max(float(row[name]) for row in rows) for name in ("any_false", "false_equal")}
+    assert f"at most {100 * most['any_false']:.1f}% of the tables" in page
+    assert f"at most {100 * most['false_equal']:.1f}% were called equal" in page
+    assert max(most.values()) < 0.05
+    ours = [row for row in rows if row["planted"] == "catalogue"]
+    for name, words in (("trainings", "a race took {:.0f} to {:.0f}% of"), ("agree", "{:.0f} to {:.0f}% were the same")):
+        values = [100 * float(row[name]) for row in ours]
+        assert words.format(min(values), max(values)) in page
+    assert {row["contradict"] for row in ours} == {"0.0000"}
+
+
 def test_the_page_on_data_has_the_differences_of_its_files():
     """Each row of its tables, by the place of its setting."""
     labels = {
