@@ -127,7 +127,10 @@ def test_the_page_on_comparing_has_what_a_race_was_measured_to_do():
     assert f"at most {100 * most['false_equal']:.1f}% were called equal" in page
     assert max(most.values()) < 0.05
     ours = [row for row in rows if row["planted"] == "catalogue"]
-    for name, words in (("trainings", "a race took {:.0f} to {:.0f}% of"), ("agree", "{:.0f} to {:.0f}% were the same")):
+    for name, words in (
+        ("trainings", "a race took {:.0f} to {:.0f}% of"),
+        ("agree", "{:.0f} to {:.0f}% were the same"),
+    ):
         values = [100 * float(row[name]) for row in ours]
         assert words.format(min(values), max(values)) in page
     assert {row["contradict"] for row in ours} == {"0.0000"}

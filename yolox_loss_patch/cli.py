@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .specs.catalogue import Loss
 
 _DEVICE = "auto (CUDA, else MPS, else CPU), cpu, cuda or mps"
+_PATIENCE = "end the training after N evaluations without a better AP (default: train to max_epoch)"
 _TRAIN_SWITCHES = {
     "profile": "log the share of the loss stage in a step",
     "no-val-loss": "do not measure the losses on the validation images",
@@ -106,6 +107,8 @@ def _host_parser(tool: str, words: list[str], verb: str | None = None, **switche
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help=_DEVICE)
     for name, text in switches.items():
         parser.add_argument(f"--{name}", action="store_true", help=text)
+    if tool == "train":
+        parser.add_argument("--patience", type=int, metavar="N", help=_PATIENCE)
     return hosts.arguments(parser.parse_args(words))
 
 

@@ -157,6 +157,7 @@ def _of_runs(chosen: Options) -> Comparison:
         notes.append(
             f"The verdict on {', '.join(without)} is about seeds only: without detections nothing is known about other images."
         )
+    _note_early_stops(runs, notes)
     _note_evaluation_noise(runs, results, chosen.metric, chosen.margin, notes)
     shown = _most_different(results, chosen.metric, notes)
     return Comparison(
@@ -318,6 +319,17 @@ def _truth(runs: Sequence[Run], notes: list[str]) -> Truth | None:
             why = str(error)
     notes.append(f"Nothing is said about images, errors and calibration: {why}.")
     return None
+
+
+def _note_early_stops(runs: Sequence[Run], notes: list[str]) -> None:
+    """Say which runs ended before their last epoch: their last evaluation is one of many that were looked at."""
+    early = [(run.name, run.record["stopped_early"]) for run in runs if run.record.get("stopped_early")]
+    if early:
+        told = ", ".join(f"{name} after epoch {facts.get('epoch')}" for name, facts in early)
+        notes.append(
+            f"Stopped early (--patience): {told}. Compared is the last evaluation of each run, for these one that lies behind "
+            "their best, without the last epochs' training on plain images."
+        )
 
 
 def _note_evaluation_noise(

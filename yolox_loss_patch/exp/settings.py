@@ -80,12 +80,25 @@ def check_settings(exp: Any, args: argparse.Namespace, world: int = 1) -> None:
         raise ConfigError(f"-e {start} is the epoch to go on with; it needs --resume.")
     if start is not None and not 1 <= start <= exp.max_epoch:
         raise ConfigError(f"-e is the epoch to go on with, from 1 to max_epoch ({exp.max_epoch}); got {start}.")
+    patience = getattr(args, "patience", None)
+    if patience is not None and not 1 <= patience < (most := _evaluations(exp)):
+        raise ConfigError(
+            f"--patience is a number of evaluations, from 1 on and below those of the whole training ({most} with max_epoch "
+            f"{exp.max_epoch} and eval_interval {exp.eval_interval}); got {patience}."
+        )
     if args.batch_size % world:
         near = [size for size in (args.batch_size // world * world, (args.batch_size // world + 1) * world) if size]
         raise ConfigError(
             f"-b counts the images of all workers together; {args.batch_size} does not divide among {world}. "
             f"Take {' or '.join(map(str, near))}."
         )
+
+
+def _evaluations(exp: Any) -> int:
+    """How often a training evaluates: every ``eval_interval`` epochs, in the last one, and after each without mosaic."""
+    without_mosaic = max(exp.max_epoch - exp.no_aug_epochs - 1, 0)
+    epochs = range(1, exp.max_epoch + 1)
+    return sum(e % exp.eval_interval == 0 or e > without_mosaic or e == exp.max_epoch for e in epochs)
 
 
 def check_values(exp: Any, batch_size: int | None = None) -> None:

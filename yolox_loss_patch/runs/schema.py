@@ -98,6 +98,8 @@ RECORD = {
     "epochs_done": _COUNT,
     "best_ap": Field(is_number, "a number"),
     "resumed": _list_of(_TABLE, "tables"),
+    "stopped_early": _TABLE,
+    "stopped_early.epoch": _FROM_ONE,
     "data": _table_of(_TABLE, "tables"),
     "data.train.sha256": _or_nothing(_TEXT),
     "data.val.sha256": _or_nothing(_TEXT),

@@ -27,7 +27,7 @@ BY = ("loss", *KEYS)
 _IGNORED = ("output_dir", "exp_name", "print_interval", "data_num_workers", "save_history_ckpt", "seed")
 # Compared by the hash of the annotations instead, or proven to give the same numbers.
 _NOTED = ("data_dir", "train_ann", "val_ann", "test_ann", "loss_assign")
-_ARGUMENTS = ("batch_size", "fp16", "start_epoch")
+_ARGUMENTS = ("batch_size", "fp16", "start_epoch", "patience")
 _WEIGHTS = "loss_weights()"  # of the experiment: part of the losses
 # What the loss sees of the data. A user compares these with losses, so they are part of what is compared.
 _REMEDIES = ("ignore_crowd", "repeat_factor", "gt_score")
@@ -259,7 +259,9 @@ def facts(run: Run) -> dict[str, Any]:
     )
     known["random_size"] = training_sizes(record.get("exp", {})) or UNKNOWN
     args = record.get("args") or {}
-    known.update({name: args.get(key) for key, name in zip(_ARGUMENTS, ("-b", "--fp16", "-e"), strict=True)})
+    known.update(
+        {name: args.get(key) for key, name in zip(_ARGUMENTS, ("-b", "--fp16", "-e", "--patience"), strict=True)}
+    )
     known["-c"] = record.get("starting_weights") or (None if args.get("resume") else args.get("ckpt"))
     known.update({f"code of {name}": code for name, code in record.get("code", {}).items() if name != _WEIGHTS})
     known["workers"] = record.get("workers") or (args.get("devices") or 1) * (args.get("num_machines") or 1)

@@ -261,6 +261,21 @@ class RunStatus:
     # -----------------------------------------------------------------------------------------------------------------
     # The end.
 
+    def note_early_stop(self, facts: Mapping[str, Any], epoch: int, max_epoch: int) -> None:
+        """Say in the log and the record that the training ends before its last epoch.
+
+        Args:
+            facts: ``patience`` and ``best_epoch``.
+            epoch: the number of the last one.
+            max_epoch: how many were planned.
+        """
+        logger.info(
+            f"Stopped after epoch {epoch} of {max_epoch}: no better AP in {facts['patience']} evaluations, the best is of epoch "
+            f"{facts['best_epoch']} (--patience {facts['patience']})."
+        )
+        if self.record is not None:
+            self.record.update(stopped_early={"epoch": epoch, **facts})
+
     def follow(self, training: Callable[[], None], ignore_signals: Callable[[], None]) -> None:
         """Do the training and write down how it ended.
 

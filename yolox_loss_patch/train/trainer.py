@@ -22,6 +22,7 @@ from .data import TrainingData
 from .device import Compute, unwrapped
 from .logs import Curves, log_file, log_progress
 from .model import build_model, log_model
+from .patience import Patience
 from .seeds import choose_seed, seed_epoch
 from .statistics import EpochStatistics, StageClock, average_norms, not_finite_error, not_finite_terms
 from .status import RunStatus, facts_of_run, facts_to_agree_on
@@ -74,6 +75,7 @@ class Trainer(HostTrainer):
         self.folder = Path(self.file_name)
         self.seed = choose_seed(exp.seed, self.folder, args.resume)
         self.status = RunStatus(self.folder, self.team, self.rank)
+        self.patience = Patience(getattr(args, "patience", None), self.folder, self.rank, self.world)
         self.checkpoints = Checkpoints(self.folder, self.device, self.status.note_hash)
 
     def train(self) -> None:
@@ -110,6 +112,9 @@ class Trainer(HostTrainer):
                 self.before_epoch()
                 self.train_in_iter()
                 self.after_epoch()
+                if (end := self.patience.end()) is not None:
+                    self.status.note_early_stop(end, epoch + 1, self.max_epoch)
+                    break
             self.after_train()
         except Exception as error:
             break_off(error)
