@@ -81,7 +81,8 @@ def check_settings(exp: Any, args: argparse.Namespace, world: int = 1) -> None:
     if start is not None and not 1 <= start <= exp.max_epoch:
         raise ConfigError(f"-e is the epoch to go on with, from 1 to max_epoch ({exp.max_epoch}); got {start}.")
     patience = getattr(args, "patience", None)
-    if patience is not None and not 1 <= patience < (most := _evaluations(exp)):
+    most = _evaluations(exp)
+    if patience is not None and not 1 <= patience < most:
         raise ConfigError(
             f"--patience is a number of evaluations, from 1 on and below those of the whole training ({most} with max_epoch "
             f"{exp.max_epoch} and eval_interval {exp.eval_interval}); got {patience}."
