@@ -175,14 +175,28 @@ def _run_compare(words: list[str]) -> None:
     parser.add_argument("--per-class", action="store_true", help="AP and a verdict for each class as well")
     parser.add_argument("--anyway", action="store_true", help="compare runs that differ in more than losses and seed")
     parser.add_argument("--plan", action="store_true", help="how many seeds and images find which difference")
+    parser.add_argument("--latex", action="store_true", help="print the table of the verdicts for LaTeX (booktabs)")
     parser.add_argument("--out", help="folder for comparison.html, .md, .csv, .json and .png")
     args = parser.parse_args(words)
     classes = tuple(name.strip() for name in (args.classes or "").split(",") if name.strip())
     text = compare(
-        args.runs, args.out, args.plan, truth=args.truth, baseline=args.baseline, by=args.by, metric=args.metric,
+        args.runs, args.out, args.plan, args.latex, truth=args.truth, baseline=args.baseline, by=args.by, metric=args.metric,
         margin=args.margin, classes=classes, per_class=args.per_class, anyway=args.anyway,
     )  # fmt: skip
     print(text)
+
+
+def _run_watch(words: list[str]) -> None:
+    from .sweep.watch import watch
+
+    parser = argparse.ArgumentParser(prog="yolox-loss watch", description=(watch.__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="folders, names or globs of runs, or of a sweep: NAME-sweep"
+    )
+    parser.add_argument("--once", action="store_true", help="show them once")
+    parser.add_argument("--every", type=float, default=5.0, metavar="SECONDS", help="between two looks (5)")
+    args = parser.parse_args(words)
+    watch(args.runs, once=args.once, every=args.every)
 
 
 def _run_report(words: list[str]) -> None:
@@ -409,6 +423,7 @@ VERBS = {
         ("train", "compare", "sweep"),
         "train every combination of settings and seeds, here or on Slurm, then compare",
     ),
+    "watch": _Verb(_run_watch, ("sweep",), "progress, time left and curves of runs that are trained elsewhere"),
     "list": _Verb(_run_list, (), "the losses, their formulas and knobs"),
     "doctor": _Verb(
         _run_doctor, (), "what is installed, the experiment and its data, and what to do about each finding"

@@ -24,6 +24,13 @@ def in_markdown(text: str) -> str:
     return re.sub(r"<(?=[A-Za-z/!?])|(?<=\])\(", r"\\\g<0>", text)
 
 
+def in_latex(text: str) -> str:
+    """Text of a file as LaTeX prints it."""
+    signs = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+             ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}"}  # fmt: skip
+    return "".join(f"\\{letter}" if letter in "&%$#_{}" else signs.get(letter, letter) for letter in printable(text))
+
+
 def in_csv(text: str) -> str:
     """A cell of text that no spreadsheet takes for a formula: such a cell gets an apostrophe in front."""
     text = printable(text)

@@ -295,3 +295,26 @@ def test_a_folder_that_cannot_be_made_is_answered(made, tmp_path):
     for out in (tmp_path / "file", tmp_path / "file" / "deeper"):
         with pytest.raises(RunError, match=r"--out is a folder that can be made and written to; got .*file"):
             write(made[1], out)
+
+
+def test_a_row_links_to_the_page_of_its_run(tmp_path):
+    """Relative, so that the folders can be moved together, and only where there is a page."""
+    data = make_data(tmp_path / "data", images=2)
+    for seed, losses in ((0, {}), (1, {"loss_iou": "giou"})):
+        make_run(tmp_path / "runs" / f"a run #{seed}", data, seed=seed, losses=losses)
+    (tmp_path / "runs" / "a run #1" / "report.html").write_text("a page")
+    comparison = analyse([str(tmp_path / "runs" / "*")])
+    page = Page(report.page(comparison, tmp_path / "out", []))
+    links = [(text, attrs["href"]) for text, attrs in page.all("a") if not attrs["href"].startswith("#")]
+    assert links == [("a run #1", "../runs/a%20run%20%231/report.html")]
+
+
+def test_the_verdicts_for_latex(made):
+    """Every row whole, and what means something to LaTeX escaped."""
+    text = compare([str(made[0] / "runs" / "*")], latex=True)
+    rows = text[text.index(r"\midrule") : text.index(r"\bottomrule")].splitlines()[1:]
+    assert len(rows) == 3 and all(row.endswith(r" \\") and row.count(" & ") == 5 for row in rows)
+    assert rows[0].startswith("stock & ") and r"^{\ast}$" in rows[1] and "\\textless{}img" in text
+    signs = re.findall(r"(?<![\\\\])[&#_{}^~](?! )", text.partition(r"\midrule")[2].partition(r"\bottomrule")[0])
+    assert set(signs) <= {"^", "{", "}"}, signs  # of the marks and of \\textless{}
+    assert text.startswith("% ") and "Holm" in text and "one seed" not in text

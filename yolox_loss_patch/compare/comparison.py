@@ -24,7 +24,7 @@ from .detections import Truth
 from .judging import by_unit, class_places, judge, judge_classes, resample
 from .results import MEANS, Comparison, ImageDifference, Result, Shapes, Summary
 from .statistics import BETTER, EQUAL, MARGIN, WORSE, evaluation_noise, pooled_spread
-from .tables import as_text, side_by_side
+from .tables import as_latex, as_text, side_by_side
 
 # A share of the first learning rate at which AP hardly moves any more from epoch to epoch; measured in docs/which_loss.md.
 _SETTLED = 0.002
@@ -72,13 +72,16 @@ class Options:
         return words + ["--per-class"] * self.per_class + ["--anyway"] * self.anyway
 
 
-def compare(words: Sequence[str], out: str | None = None, plan: bool = False, **options: Any) -> str:
+def compare(
+    words: Sequence[str], out: str | None = None, plan: bool = False, latex: bool = False, **options: Any
+) -> str:
     """Compare runs, repeated with several seeds, against a baseline; with --out also a page, pictures and tables.
 
     Args:
         words: see `Options`.
         out: folder for ``comparison.html``, ``.md``, ``.csv``, ``.json`` and ``.png``.
         plan: say instead how many seeds and images would find which difference.
+        latex: give instead the verdicts as a table for LaTeX.
         **options: those of `Options`.
 
     Raises:
@@ -87,12 +90,13 @@ def compare(words: Sequence[str], out: str | None = None, plan: bool = False, **
     comparison = analyse(words, **options)
     if plan:
         return plan_text(comparison)
-    text = as_text(comparison)
+    text = as_latex(comparison) if latex else as_text(comparison)
     if out is not None:
         from .report import write  # matplotlib and jinja2 take a second
 
         files = write(comparison, Path(out))
-        text += f"\n\nWritten to {out}: {', '.join(file.name for file in files)}"
+        if not latex:  # what is printed then is a table and nothing else
+            text += f"\n\nWritten to {out}: {', '.join(file.name for file in files)}"
     return text
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.parse import quote
 
 from ..errors import RunError
 from ..runs.files import write_atomically
@@ -86,7 +88,19 @@ def page(comparison: Comparison, out: Path, rows: Sequence[tuple[str, list[Pictu
         command=shlex.join([*comparison.command, "--out", str(out)]),
         trained=[(run.name, training_command(run)) for run in comparison.runs],
         surroundings=_surroundings(comparison.runs),
+        links=_links(comparison.runs, out),
     )
+
+
+def _links(runs: Sequence[Run], out: Path) -> dict[str, str]:
+    """Run -> the address of its own page as seen from the comparison's folder, for the runs that have one."""
+    found = {}
+    for run in runs:
+        page = run.folder / "report.html"
+        if page.is_file():
+            with suppress(ValueError):  # on another drive of Windows
+                found[run.name] = quote(os.path.relpath(page.resolve(), out.resolve()).replace(os.sep, "/"))
+    return found
 
 
 def _fact_tables(comparison: Comparison) -> list[tuple[str, list[str], list[list[str]], str]]:

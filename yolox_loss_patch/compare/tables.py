@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from ..printing import in_csv, in_markdown, printable
+from ..printing import in_csv, in_latex, in_markdown, printable
 from ..runs.record import AP_COLUMNS
 from .answers import interval_text, markdown, p_text, points, signed, takes
 from .detections import ERRORS
@@ -282,6 +282,49 @@ def as_csv(comparison: Comparison) -> str:
         ]
         writer.writerow(["" if value is None else value for value in row])
     return text.getvalue()
+
+
+# A mark behind the difference: better, worse, equal; none for what is unclear.
+_MARKS = {"better": r"$^{\ast}$", "worse": r"$^{\ast}$", "equal": r"$^{=}$"}
+
+
+def as_latex(comparison: Comparison) -> str:
+    """The verdicts as a table for LaTeX with booktabs: mean, difference in points with its interval, p, and a mark."""
+    base, several = comparison.results[0], comparison.tests > 1
+    lines = [
+        r"% \usepackage{booktabs}",
+        r"\begin{tabular}{lrrlrr}",
+        r"\toprule",
+        rf"& {in_latex(comparison.title)} & $\Delta$ & 95\% interval & $p${' (Holm)' if several else ''} & seeds \\",
+        r"\midrule",
+    ]
+    for result in comparison.results:
+        mean, found = result.last[comparison.metric].mean, result.difference
+        cells = [in_latex(result.label), "--" if mean is None else f"{100 * mean:.1f}"]
+        if found is None:
+            cells += ["--", "--", "--", str(len(result.group.runs))]
+        else:
+            ends = found.interval
+            interval = "--" if ends is None else f"$[{100 * ends.low:+.2f}, {100 * ends.high:+.2f}]$"
+            mark = _MARKS.get(result.verdict, "")
+            cells += [f"${100 * found.mean:+.2f}${mark}", interval, in_latex(p_text(result.p_holm)), str(found.seeds)]
+        lines.append(" & ".join(cells) + r" \\")
+    note = (
+        f"Against {base.label}, in points. The interval holds other seeds and other images; $\\ast$: chance is ruled out at 5\\%"
+        f"{' over all rows (Holm)' if several else ''}; $=$: equal within {100 * comparison.margin:g}."
+    )
+    limits = sorted(
+        {found.limits.strip() for result in comparison.results if (found := result.difference) and found.limits}
+    )
+    note = " ".join(
+        [note.replace(base.label, in_latex(base.label), 1), *map(in_latex, limits), *_race_note(comparison)]
+    )
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", f"% {note}"])
+
+
+def _race_note(comparison: Comparison) -> list[str]:
+    looks = max((found.looks for result in comparison.results if (found := result.difference)), default=1)
+    return [f"{looks} planned looks share the error."] if looks > 1 else []
 
 
 def as_json(comparison: Comparison) -> str:

@@ -225,7 +225,7 @@ def _check_rows(folder: Path, record: dict[str, Any], rows: Sequence[Any]) -> No
         )
 
 
-def _may_be_alive(record: dict[str, Any]) -> bool:
+def may_be_alive(record: dict[str, Any]) -> bool:
     """Whether a run that says it is running may be so; of another machine nobody here knows."""
     here = record.get("machine") == socket.gethostname()
     return not here or is_alive(record.get("pid"), record.get("pid_born"))
@@ -238,7 +238,7 @@ def _unfit(run: Run) -> str | None:
         return f"failed after epoch {len(run.rows)} of {epochs} ({run.record.get('error') or 'no reason recorded'})"
     if status != "finished":
         done = f"after epoch {len(run.rows)} of {epochs}"
-        if status == "running" and _may_be_alive(run.record):
+        if status == "running" and may_be_alive(run.record):
             return f"{status} {done}"
         return f"{'killed' if status == 'running' else status} {done}; --resume would finish it"
     if not run.evaluated():
