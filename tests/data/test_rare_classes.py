@@ -16,6 +16,7 @@ from yolox_loss_patch.data.repeat import repeat_factors, repeated
 from yolox_loss_patch.errors import ConfigError
 from yolox_loss_patch.exp.loading import load_exp
 from yolox_loss_patch.head.patch import stage_of
+from yolox_loss_patch.runs.selection import loss_label
 from yolox_loss_patch.specs.config import LossConfig
 
 
@@ -178,3 +179,5 @@ def test_doctor_and_the_record_tell_the_counts(rare):
     assert record["data"]["train"]["boxes_per_category"] == counts and record["exp"]["repeat_factor"] == 0.5
     assert record["resolved_losses"]["cls"]["class_weight"] == pytest.approx(inverse_weights(counts))
     assert "boxes per class: 0 " in done.stdout + done.stderr
+    # compare calls the loss as it was written
+    assert loss_label(record, ["cls"], whole=True) == "cls bce(class_weight='inverse') + repeat_factor=0.5"

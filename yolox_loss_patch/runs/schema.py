@@ -80,7 +80,7 @@ RECORD = {
     "exp": _TABLE,
     "exp.max_epoch": _FROM_ONE,
     "exp.input_size": _list_of(_FROM_ONE, "whole numbers from 1 on"),
-    "exp.random_size": _or_nothing(_list_of(_COUNT, "whole numbers from 0 on")),
+    "exp.random_size": _or_nothing(_list_of(_WHOLE, "whole numbers")),
     "exp.multiscale_range": _COUNT,
     "code": _table_of(_TEXT, "texts"),
     "args": _TABLE,

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import RunError
+from ..errors import ConfigError, RunError
 from ..specs.config import KEYS, LossConfig
 from ..specs.labels import label_of
 from ..specs.plain import plain
+from ..specs.resolve import parts_of, resolve
 from .differences import training_sizes
 from .plain_yolox import LOG, read_plain
 from .predictions import predictions_file
@@ -214,8 +215,6 @@ def _check_rows(folder: Path, record: dict[str, Any], rows: Sequence[Any]) -> No
         RunError: so many rows, so many epochs.
     """
     done = record.get("epochs_done")
-    if record["status"] == "finished" and done is None:
-        done = record["exp"].get("max_epoch")
     # An end between an epoch's row and its checkpoint leaves a row more.
     more = 0 if record["status"] == "finished" else 1
     if record["status"] != "running" and done is not None and not done <= len(rows) <= done + more:
@@ -377,6 +376,23 @@ def remedies(record: dict[str, Any]) -> dict[str, Any]:
     return {key: plain(exp[key]) for key in _REMEDIES if exp.get(key)}
 
 
+def _as_written(record: dict[str, Any], term: str, resolved: Any) -> Any:
+    """The resolved loss with its numbers per class as the experiment wrote them: by name, or by a word such as ``inverse``."""
+    try:
+        written = parts_of(resolve(term, (record.get("losses") or {}).get(f"loss_{term}", resolved)))
+    except ConfigError:  # of a class that is not registered here
+        return resolved
+    parts = parts_of(resolved)
+    if [part["type"] for part in written] != [part.get("type") for part in parts]:
+        return resolved
+    told = [
+        {key: other[key] if isinstance(value, list) and isinstance(other.get(key), (str, dict)) else value
+         for key, value in part.items()}
+        for part, other in zip(parts, written, strict=True)
+    ]  # fmt: skip
+    return told if len(told) > 1 else told[0]
+
+
 def loss_label(record: dict[str, Any], terms: Sequence[str], whole: bool) -> str:
     """The losses of these terms in a few words: those that are not stock's, with the knobs that are not their default.
 
@@ -390,7 +406,7 @@ def loss_label(record: dict[str, Any], terms: Sequence[str], whole: bool) -> str
     for term in terms:
         resolved = record["resolved_losses"].get(term) or {}
         if resolved and plain(resolved) != plain(stock[term]):
-            parts.append(f"{term} {label_of(term, resolved)}")
+            parts.append(f"{term} {label_of(term, _as_written(record, term, resolved))}")
     if whole and _WEIGHTS in record.get("code", {}):
         parts.append(_WEIGHTS)
     if whole:

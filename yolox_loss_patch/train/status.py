@@ -65,7 +65,8 @@ def facts_of_run(
     """
     return {
         "command": sys.argv,
-        "losses": losses.to_dict(),
+        # As they were written: numbers per class by word or by name, which `resolved_losses` has as numbers.
+        "losses": {key: getattr(exp, key, spec) for key, spec in losses.to_dict().items()},
         "resolved_losses": losses.resolved(),
         "exp": settings(exp),
         "code": user_code(exp),
