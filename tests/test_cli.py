@@ -159,6 +159,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 def test_the_core_needs_torch_numpy_and_loguru_only(tmp_path):
     code = CORE.format(root=str(ROOT))
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)

@@ -21,6 +21,8 @@ from yolox_loss_patch.compare.report import write
 from yolox_loss_patch.compare.tables import tables
 from yolox_loss_patch.errors import RunError
 
+pytestmark = pytest.mark.slow  # the comparison and its pictures take eight seconds of a core
+
 # What a name may hold that a page could take for its own.
 HOSTILE = "<img src=x onerror=alert(1)>"
 QUOTES = "\" onclick=alert(1) x=' & 🚀"

@@ -93,6 +93,7 @@ def test_with_every_image_once_the_metrics_are_pycocotools(seed, crowded):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed,crowded", [(4, False), (5, True)])
 def test_a_resample_is_the_data_set_with_its_images_repeated(seed, crowded):
     """Every draw, all metrics, all classes and some, against an evaluation of the repeated images by pycocotools."""

@@ -116,6 +116,7 @@ def test_the_last_evaluation_told_by_pycocotools_and_by_class(tmp_path):
         assert image.right + image.missed == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [

@@ -186,6 +186,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_clear_message(work, digits, monkeypatch, capsys, case):
     damage, words, answers = BAD[case]
@@ -316,6 +317,7 @@ def test_batch_norm_is_taken_from_the_images_of_one_size_and_the_weights_stay(wo
         before.update({name: value.clone() for name, value in after.items()})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name,flags", [("batchnorm_sizes", ["--sizes", "96", "-c"]), ("score_power", [])])
 def test_a_script_on_checkpoints_prints_its_table_or_says_what_is_wrong(name, flags, work, capsys, monkeypatch):
     monkeypatch.chdir(work)

@@ -236,6 +236,7 @@ VERBS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", VERBS)
 def test_a_verb_stops_or_warns_before_the_first_epoch(case, work, digits, monkeypatch, capsys):
     damage, words, status, answers = VERBS[case]

@@ -136,6 +136,7 @@ DATA = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", DATA)
 def test_broken_data(case, before, tmp_path, digits, monkeypatch, capsys):
     break_, opts, level, words = DATA[case]
@@ -195,6 +196,7 @@ EXPERIMENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", EXPERIMENTS)
 def test_broken_experiment(case, work, digits, monkeypatch, capsys):
     text, opts, words = EXPERIMENTS[case]

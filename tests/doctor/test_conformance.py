@@ -12,6 +12,7 @@ OWN = [(term, name) for term, names in ylp.available_losses().items() for name i
 NO_PULL = ("iou", "alpha_iou", "focal_eiou", "inner_iou", "piou")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("term,name", OWN)
 def test_every_loss_of_the_kit_passes(term, name):
     check_loss(term, name, pulls=None if term != "iou" else name not in NO_PULL)

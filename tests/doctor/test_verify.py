@@ -37,6 +37,7 @@ def levels(lines, *checks):
     return [lines[check].level for check in checks]
 
 
+@pytest.mark.slow
 def test_on_real_data_with_losses_of_its_own(work, monkeypatch, capsys):
     monkeypatch.chdir(work)
     words = ["-f", "tiny.py", "--steps", "4", "--device", "cpu", "loss_obj", "varifocal", "loss_iou", "ciou"]
@@ -138,6 +139,7 @@ def test_without_an_experiment_it_takes_yolox_nano(monkeypatch, tmp_path, capsys
     assert "yolox_nano" in text and "80 classes, 64x96 px, batches of 1" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["classes", "image", "json"])
 def test_data_that_is_there_but_wrong_is_an_error(damage, tmp_path, digits):
     import shutil
@@ -182,6 +184,7 @@ OWN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", OWN)
 def test_an_own_loss_that_breaks_the_training(case, work):
     term, forward, level, words = OWN[case]

@@ -214,6 +214,7 @@ DIFFERENT = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "file,change,kind,answers", DIFFERENT, ids=lambda value: value if isinstance(value, str) else ""
 )

@@ -74,6 +74,7 @@ def test_batches_without_boxes_prove_nothing(monkeypatch):
     assert stage.proof.batches == 0 and stage.proof.answer is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name,value",
     [("IOU_WEIGHT", 2.5), ("TOP_IOUS", 3), ("LOG_FLOOR", -0.001)],

@@ -138,6 +138,7 @@ def test_the_owner_gives_signs_of_life(tmp_path, monkeypatch):
     holder.release()
 
 
+@pytest.mark.slow
 def test_many_at_once_are_never_two(tmp_path):
     racers = [start(RACE, tmp_path) for _ in range(4)]
     texts = [racer.communicate(timeout=60)[0] for racer in racers]

@@ -241,6 +241,7 @@ def test_a_log_whose_beginning_is_lost(run):
     assert record["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_epochs_in_which_no_iteration_is_printed(run):
     """An epoch may be shorter than print_interval. What is saved before epoch 2 is then no sign of its end."""
     log = run / "train_log.txt"

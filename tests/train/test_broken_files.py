@@ -107,6 +107,7 @@ XML = """<annotation><size><width>9</width><height>9</height></size><object><nam
 <bndbox><xmin>1</xmin><ymin>1</ymin><xmax>5</xmax><ymax>5</ymax></bndbox></object></annotation>"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name,words",
     [
@@ -138,6 +139,7 @@ VOC_EVALUATOR = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "verb,words",
     [
