@@ -41,6 +41,7 @@ keep() {
         cp "$folder/metrics.csv" "benchmarks/remedies/$(basename "$folder").csv"
     done
     cp "YOLOX_outputs/remedies_${set}_start-seed100/metrics.csv" "benchmarks/remedies/remedies_${set}_start.csv"
+    [ "$name" != "$set" ] || python benchmarks/recompute.py --keep "benchmarks/remedies/detections/$set" "remedies_$set-*"
 }
 
 mkdir -p benchmarks/remedies
