@@ -11,6 +11,9 @@ from pathlib import Path
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["torch", "torchvision", "torch.utils.tensorboard", "cv2", "thop", "pycocotools.coco"])
 
+# As it was before tests put folders on it: a module of another test's folder is not found under the same name.
+_PATH = [*sys.path]
+
 seconds = 0.0  # of a core, spent by all these processes and those that they waited for
 
 
@@ -32,7 +35,7 @@ def start(python, words, folder, environ, place):
     os.environ["OMP_NUM_THREADS"] = "1"  # the server reads it when it starts
     try:
         process = _SERVER.Process(
-            target=_main, args=(python, words, str(folder), {**before, **environ}, *files), name="MainProcess"
+            target=_main, args=(python, words, str(folder), _PATH, {**before, **environ}, *files), name="MainProcess"
         )
         process.start()
     finally:
@@ -56,7 +59,7 @@ def run(python, words, folder, environ, timeout):
         return subprocess.CompletedProcess(words, process.exitcode, out.read_text(), err.read_text())
 
 
-def _main(python, words, folder, environ, out, err, spent):
+def _main(python, words, folder, clean, environ, out, err, spent):
     """The forked process."""
     os.environ.clear()
     os.environ.update(environ)
@@ -67,7 +70,7 @@ def _main(python, words, folder, environ, out, err, spent):
         os.close(file)
     tests = str(Path(__file__).parent)
     path = [entry for entry in environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    sys.path[:] = ["" if python[0] == "-m" else str(Path(python[0]).parent), *path, *sys.path]
+    sys.path[:] = ["" if python[0] == "-m" else str(Path(python[0]).parent), *path, *clean]
     sys.path[1:] = [entry for entry in sys.path[1:] if entry not in ("", tests) or entry in path]
     try:
         if python[0] == "-m":

@@ -165,7 +165,10 @@ def _run_compare(words: list[str]) -> None:
         "--baseline", help="the group, or a run in it, that the others are compared with (default: stock)"
     )
     parser.add_argument(
-        "--by", default="loss", help=f"what makes a group: {', '.join(BY)} (default: loss, all four terms)"
+        "--by",
+        default="loss",
+        help=f"what makes a group: {', '.join(BY)} (default: loss, all four terms); or data: runs "
+        "on several data sets, a column per set and a verdict over all",
     )
     parser.add_argument("--metric", default="AP", help=f"of the differences: {', '.join(AP_COLUMNS)} (default: AP)")
     parser.add_argument(
@@ -179,6 +182,15 @@ def _run_compare(words: list[str]) -> None:
     parser.add_argument("--out", help="folder for comparison.html, .md, .csv, .json and .png")
     args = parser.parse_args(words)
     classes = tuple(name.strip() for name in (args.classes or "").split(",") if name.strip())
+    if args.by == "data":
+        from .compare.datasets.table import by_data
+
+        unfit = {"--truth": args.truth, "--plan": args.plan, "--latex": args.latex, "--per-class": args.per_class}
+        if given := [flag for flag, value in unfit.items() if value]:
+            raise ConfigError(f"--by data is for runs, and makes one table; leave out {', '.join(given)}.")
+        print(by_data(args.runs, args.out, baseline=args.baseline, metric=args.metric, margin=args.margin, classes=classes,
+                      anyway=args.anyway))  # fmt: skip
+        return
     text = compare(
         args.runs, args.out, args.plan, args.latex, truth=args.truth, baseline=args.baseline, by=args.by, metric=args.metric,
         margin=args.margin, classes=classes, per_class=args.per_class, anyway=args.anyway,

@@ -9,7 +9,7 @@ from made_runs import edit, make_data, make_run
 from yolox_loss_patch import cli
 from yolox_loss_patch.compare.comparison import analyse
 from yolox_loss_patch.runs.record import read_metrics, read_run
-from yolox_loss_patch.train.patience import Patience, since_best
+from yolox_loss_patch.train.validation.patience import Patience, since_best
 
 TRAIN = ("train", "-f", "tiny.py", "-b", "8", "--device", "cpu")
 

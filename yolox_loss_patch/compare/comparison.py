@@ -151,7 +151,7 @@ def _of_runs(chosen: Options) -> Comparison:
     race = _race(chosen, results, notes)
     judge(results, chosen.metric, chosen.margin, images, from_detections=bool(chosen.classes), race=race)
     if truth is not None and chosen.per_class:
-        judge_classes(results, truth, of_classes, chosen.margin)
+        judge_classes(results, truth, of_classes, chosen.margin, race)
     without = [
         result.label
         for result in results

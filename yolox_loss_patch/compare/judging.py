@@ -147,19 +147,30 @@ def _looks(race: Race, result: Result, base: Result) -> list[list[str]]:
 
 
 def judge_classes(
-    results: Sequence[Result], truth: Truth, of_classes: dict[str, NDArray[np.float64]], margin: float
+    results: Sequence[Result],
+    truth: Truth,
+    of_classes: dict[str, NDArray[np.float64]],
+    margin: float,
+    race: Race | None = None,
 ) -> None:
-    """The same for each class; fills ``class_differences``. Holm counts every class of every group."""
+    """The same for each class; fills ``class_differences``. Holm counts every class of every group.
+
+    Of a race the seeds of the latest look count, with its share of the error.
+    """
     base, *others = results
+    looks = 1 if race is None else len(race.looks)
     found: list[tuple[Result, str, Difference]] = []
     images = len(truth.boxes.image_ids)
     for result in others:
         for place, name in enumerate(truth.class_names):
             sides = [_of_class(side, of_classes, place) for side in (result, base)]
+            if race is not None:
+                latest = (_looks(race, result, base) or [[]])[-1]
+                sides = [{unit: side[unit] for unit in latest if unit in side} for side in sides]
             if not all(sides):
                 continue
             values = [{unit: float(draws[0]) for unit, draws in side.items()} for side in sides]
-            found.append((result, name, difference(values[0], values[1], sides[0], sides[1], images, margin)))
+            found.append((result, name, difference(values[0], values[1], sides[0], sides[1], images, margin, looks)))
     adjusted = holm([told.p for _, _, told in found])
     for (result, name, told), p in zip(found, adjusted, strict=True):
         result.class_differences.append(ClassDifference(name, told, p, verdict(told, p, margin)))

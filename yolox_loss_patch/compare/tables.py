@@ -323,8 +323,13 @@ def as_latex(comparison: Comparison) -> str:
 
 
 def _race_note(comparison: Comparison) -> list[str]:
-    looks = max((found.looks for result in comparison.results if (found := result.difference)), default=1)
+    looks = _looks(comparison)
     return [f"{looks} planned looks share the error."] if looks > 1 else []
+
+
+def _looks(comparison: Comparison) -> int:
+    """How many planned looks share the error: of a race several."""
+    return max((found.looks for result in comparison.results if (found := result.difference)), default=1)
 
 
 def as_json(comparison: Comparison) -> str:
@@ -350,6 +355,8 @@ def as_json(comparison: Comparison) -> str:
         "metric": comparison.metric,
         "margin": comparison.margin,
     }
+    looks = _looks(comparison)
+    told |= {"looks": looks} if looks > 1 else {}
     told |= {"classes": comparison.only_classes} if comparison.only_classes else {}
     told |= {"groups": groups} | ({"per_class": classes} if classes else {})
     return json.dumps(told, indent=2, ensure_ascii=False)
@@ -364,11 +371,10 @@ def _images(result: Result, comparison: Comparison) -> int | None:
 
 def _difference_fields(found: Difference | None, p_holm: float | None) -> dict[str, float | None]:
     if found is None:
-        names = ("difference", "se_seeds", "se_images", "df", "low", "high", "p", "p_holm", "p_equal", "looks")
-        return dict.fromkeys(names)
+        return dict.fromkeys(("difference", "se_seeds", "se_images", "df", "low", "high", "p", "p_holm", "p_equal"))
     low, high = _ends(found.interval)
     return {"difference": found.mean, "se_seeds": found.se_seeds, "se_images": found.se_images, "df": found.df, "low": low,
-            "high": high, "p": found.p, "p_holm": p_holm, "p_equal": found.p_equal, "looks": found.looks}  # fmt: skip
+            "high": high, "p": found.p, "p_holm": p_holm, "p_equal": found.p_equal}  # fmt: skip
 
 
 def _ends(interval: Interval | None) -> tuple[float | None, float | None]:

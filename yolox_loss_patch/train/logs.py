@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ..errors import ConfigError
 from ..exp.settings import settings
+from ..runs.files import refuse_links
 from ..runs.record import LOSS_COLUMNS
 from .device import Compute
 
@@ -35,6 +36,7 @@ def log_to_screen() -> None:
 def log_file(folder: Path, rank: int) -> Iterator[None]:
     """YOLOX's log file and format while a run lasts; a worker logs into a file of its own."""
     folder.mkdir(parents=True, exist_ok=True)
+    refuse_links(folder)  # each process opens a log of its own
     try:
         logger.remove(_default_sink)  # it would print every line twice
         was_on_screen = True

@@ -22,10 +22,10 @@ from .data import TrainingData
 from .device import Compute, unwrapped
 from .logs import Curves, log_file, log_progress
 from .model import build_model, log_model
-from .patience import Patience
 from .seeds import choose_seed, seed_epoch
 from .statistics import EpochStatistics, StageClock, average_norms, not_finite_error, not_finite_terms
 from .status import RunStatus, facts_of_run, facts_to_agree_on
+from .validation.patience import Patience
 from .workers.signals import stop_signals
 from .workers.team import current_team
 

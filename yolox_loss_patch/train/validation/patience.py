@@ -8,7 +8,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from ..runs.record import read_metrics
+from ...runs.record import read_metrics
 
 
 def since_best(rows: Sequence[Mapping[str, float | None]]) -> tuple[int, int]:
