@@ -6,8 +6,9 @@ import os
 import pytest
 import torch
 
+from yolox_loss_patch.errors import RunError
 from yolox_loss_patch.runs import files
-from yolox_loss_patch.runs.files import WriteError, remove_unfinished, save_atomically, write_atomically
+from yolox_loss_patch.runs.files import WriteError, refuse_links, remove_unfinished, save_atomically, write_atomically
 
 
 class Full:
@@ -59,6 +60,18 @@ def test_a_link_is_replaced_and_not_followed(tmp_path):
     (tmp_path / "file").symlink_to(tmp_path / "outside")
     write_atomically(tmp_path / "file", b"new")
     assert (tmp_path / "outside").read_bytes() == b"precious" and not (tmp_path / "file").is_symlink()
+
+
+def test_links_that_stay_inside_or_are_of_other_tools_do_no_harm(tmp_path):
+    run = tmp_path / "run"
+    (run / "wandb").mkdir(parents=True)
+    (run / "wandb" / "debug.log").symlink_to(tmp_path / "cache.log")
+    (run / "best_ckpt.pth").symlink_to("latest_ckpt.pth")
+    refuse_links(run)
+    (run / "tensorboard" / "deep").mkdir(parents=True)
+    (run / "tensorboard" / "deep" / "events").symlink_to(tmp_path / "mine")
+    with pytest.raises(RunError, match="events' is a link to"):
+        refuse_links(run)
 
 
 def test_what_a_kill_left_half_written_is_removed(tmp_path):

@@ -8,11 +8,12 @@ import time
 import forked
 import pytest
 from conftest import EXP, assert_same, checkpoint, cli
+from plugin import under_ci
 
 from yolox_loss_patch.runs.process import is_alive
 from yolox_loss_patch.runs.record import read_metrics, read_run
 
-ROUNDS = int(os.environ.get("ROUNDS", "5"))  # 50 were run by hand
+ROUNDS = int(os.environ.get("ROUNDS", "50" if under_ci() else "5"))
 EPOCHS = 5
 TRAIN = ("train", "-f", "tiny.py", "-b", "8", "--device", "cpu")
 SETTINGS = ("max_epoch", EPOCHS, "eval_interval", 1, "loss_iou", "wiou", "loss_obj", "focal")

@@ -69,19 +69,19 @@ def remove_unfinished(folder: Path) -> None:
 def refuse_links(folder: Path) -> None:
     """Refuse to write into a run folder, perhaps a stranger's, in which a link leads out of it.
 
-    The folder itself may be reached through a link.
+    The folder itself may be reached through a link. Looked at is what the kit and YOLOX write; other tools keep links in folders
+    of their own (Weights & Biases in ``wandb``).
 
     Raises:
         RunError: the link, and where it leads.
     """
-    for parent, folders, names in os.walk(folder):
-        for name in (*folders, *names):
-            path = os.path.join(parent, name)
-            if os.path.islink(path):
-                raise RunError(
-                    f"{path!r} is a link to {os.readlink(path)!r}, and what a run writes would follow it. Remove the link, or "
-                    "choose another folder."
-                )
+    inside = folder.resolve()
+    for path in (*folder.glob("*"), *folder.glob("predictions/*"), *folder.glob("tensorboard/**/*")):
+        if path.is_symlink() and not path.resolve().is_relative_to(inside):
+            raise RunError(
+                f"{str(path)!r} is a link to {os.readlink(path)!r}, and what a run writes would follow it. Remove the link, or "
+                "choose another folder."
+            )
 
 
 def file_hash(file: IO[bytes]) -> str:
