@@ -95,10 +95,11 @@ class Pair:
     Args:
         pred: ``(N, 4)`` boxes (cx, cy, w, h) in px.
         target: ``(N, 4)``.
+        adds_up: penalties are added up as they are, not raised to a power first: a loss may give their sum instead.
     """
 
-    def __init__(self, pred: Tensor, target: Tensor) -> None:
-        self.pred, self.target = pred, target
+    def __init__(self, pred: Tensor, target: Tensor, adds_up: bool = False) -> None:
+        self.pred, self.target, self.adds_up = pred, target, adds_up
 
     @_once
     def overlap(self) -> Overlap:

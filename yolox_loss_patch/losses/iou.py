@@ -113,7 +113,7 @@ class BoxLoss(RunningKernel):
 
     def forward(self, pred: Tensor, target: Tensor, **facts: Any) -> Tensor:
         """The loss ``(N,)`` of boxes ``(N, 4)``; a knob comes before the fact of that name."""
-        pair, knobs = Pair(pred, target), {**facts, **self.knobs}
+        pair, knobs = Pair(pred, target, adds_up=self.power == 1), {**facts, **self.knobs}
         loss = 1 - self._similarity(pair)
         for penalty in self.penalties(pair, **knobs):
             raised = penalty if self.power == 1 else power(penalty, self.power, _FLOORS.get(self.penalties, TINY_IOU))
@@ -321,7 +321,7 @@ def mpdiou(pair: Pair, image_size: tuple[float, float] | None = None) -> Penalti
         image_size: (H, W) in px; the loss stage hands the size of the batch over when it is not given.
 
     Returns:
-        The squared distances of the two corners by the squared diagonal of the image, ``(N,)`` each.
+        The squared distances of the two corners by the squared diagonal of the image, ``(N,)`` each, or their sum.
 
     Raises:
         ValueError: nobody has said how large the images are.
@@ -333,6 +333,8 @@ def mpdiou(pair: Pair, image_size: tuple[float, float] | None = None) -> Penalti
     lies = pair.overlap
     diagonal = image_size[0] ** 2 + image_size[1] ** 2
     top_left, bottom_right = lies.pred_tl - lies.target_tl, lies.pred_br - lies.target_br
+    if pair.adds_up:
+        return ((top_left.square() + bottom_right.square()).sum(1) / diagonal,)
     return top_left.square().sum(1) / diagonal, bottom_right.square().sum(1) / diagonal
 
 
