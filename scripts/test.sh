@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Check and test: makes the environment if need be, then ruff, mypy and pytest. More arguments go to pytest.
 #
-#   scripts/test.sh                        everything: about nine minutes on two idle cores
-#   scripts/test.sh quick                  without the tests that are marked slow: about two and a half minutes
+#   scripts/test.sh                        everything: about twelve minutes on two idle cores
+#   scripts/test.sh quick                  without the tests that are marked slow: about three minutes
 #   scripts/test.sh tests/losses -k ciou   some of it
 set -euo pipefail
 
