@@ -6,7 +6,7 @@ import copy
 import csv
 import io
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,9 @@ from ..exp.mixin import patch_from_exp
 from ..exp.settings import check_values, loss_config
 from ..head import hosts
 from ..head.assign import Assignment
-from ..head.facts import BatchFacts
 from ..head.ignored import split_regions
 from ..head.patch import stage_of
 from ..head.stage import LossStage
-from ..head.targets import cls_targets, obj_targets, split_outputs
-from ..head.terms import TermPart
-from ..head.weights import cls_weights, obj_weights, scored_weights, split_scores
 from ..runs.checkpoint import load_checkpoint
 from ..runs.files import write_atomically
 from ..runs.selection import loss_label
@@ -189,7 +185,6 @@ def look_at(exp: Any, images: int, ckpt: str | None, device: torch.device) -> Ba
     for key, spec in LossConfig(loss_assign=loss_config(exp).loss_assign).to_dict().items():
         setattr(stock, key, spec)
     chosen = [stock] if loss_config(stock) == loss_config(exp) else [stock, exp]
-    seen: list[tuple[Any, ...]] = []
     learned = []
     for each in chosen:
         model.load_state_dict(start)
@@ -198,123 +193,100 @@ def look_at(exp: Any, images: int, ckpt: str | None, device: torch.device) -> Ba
         assert stage is not None
         stage.l1_is_scheduled = True
         stage.set_epoch(1)
-        seen.clear()
-        with torch.no_grad(), _watched(stage, seen):
+        with torch.no_grad(), _Watched(stage) as seen:
             model(pixels, labels)
-        if not seen:
+        if seen.assignment is None:
             raise RunError(
                 "The get_losses of this YOLOX is that of a fork, and does not let the kit see its label assignment."
             )
-        learned.append(_learned(stage, _label(each), *seen[0]))
-    _, imgs, x_shifts, y_shifts, strides, *_ = seen[0]
-    grid = torch.cat([*x_shifts, *y_shifts, *strides], 1).view(3, -1).double().cpu().numpy()
-    boxes, is_region = split_regions(labels)
-    rgb = imgs.float().clamp(0, 255).byte().flip(1).permute(0, 2, 3, 1).cpu().numpy()  # YOLOX trains on BGR
-    regions = [labels[number, is_region[number], 1:].double().cpu().numpy() for number in range(len(labels))]
+        learned.append(seen.learned(_label(each)))
+    boxes, is_region = split_regions(seen.labels)
+    rgb = seen.images.float().clamp(0, 255).byte().flip(1).permute(0, 2, 3, 1).cpu().numpy()  # YOLOX trains on BGR
+    regions = [seen.labels[number, is_region[number], 1:].double().cpu().numpy() for number in range(len(boxes))]
     names = [str(name) for name in getattr(getattr(loader.dataset, "_dataset", loader.dataset), "_classes", ())]
     names = names if len(names) == exp.num_classes else [str(number) for number in range(exp.num_classes)]
-    boxes_of = torch.cat([boxes[..., :1].floor(), boxes[..., 1:]], 2).double().cpu().numpy()
-    return Batch(rgb, boxes_of, regions, names, ((grid[:2] + 0.5) * grid[2]).T, grid[2], learned)
-
-
-class _watched:
-    """Inside, the arguments of a stage's ``get_losses`` are kept."""
-
-    def __init__(self, stage: LossStage, seen: list[tuple[Any, ...]]) -> None:
-        self.stage, self.seen = stage, seen
-
-    def __enter__(self) -> None:
-        def watch(head: Any, *args: Any, **kwargs: Any) -> Any:
-            self.seen.append((head, *args, *kwargs.values()))
-            return type(self.stage).get_losses(self.stage, head, *args, **kwargs)
-
-        self.stage.get_losses = watch  # type: ignore[method-assign]
-
-    def __exit__(self, *_: Any) -> None:
-        del self.stage.get_losses
+    grid = seen.grid.double().cpu().numpy()
+    centres = ((grid[:2] + 0.5) * grid[2]).T
+    return Batch(rgb, boxes.double().cpu().numpy(), regions, names, centres, grid[2], learned)
 
 
 def _label(exp: Any) -> str:
     return loss_label({"resolved_losses": loss_config(exp).resolved(), "code": {}, "exp": {}}, TERMS, whole=False)
 
 
-@torch.no_grad()
-def _learned(
-    stage: LossStage,
-    label: str,
-    head: Any,
-    imgs: Tensor,
-    x_shifts: Any,
-    y_shifts: Any,
-    strides: Any,
-    labels: Tensor,
-    outputs: Tensor,
-    *_: Any,
-) -> Learned:
-    """What the stage makes of these arguments of its ``get_losses``, anchor by anchor."""
-    grid = torch.cat([*x_shifts, *y_shifts, *strides], 1).view(3, -1)
-    if stage.reads_scores:
-        labels, scores = split_scores(labels)
-    else:
-        scores = None
-    matches = stage.assign(head, imgs, outputs, labels, grid)
-    sizes = torch.tensor([level.numel() for level in strides], device=outputs.device)
-    matches.levels = torch.repeat_interleave(sizes).repeat(len(outputs))
-    matches.strides = grid[2].repeat(len(outputs))
-    weights = stage.element_weights(matches, head.num_classes) if stage.element_weights is not None else {}
-    if scores is not None:
-        matches.scores = scores[matches.image, matches.matched_gt]
-        weights = {**weights, **scored_weights(matches.scores, weights)}
-    rows = matches.rows
-    facts = BatchFacts(matches, rows, grid[2], len(outputs), imgs.shape[-2:])
-    boxes, obj, cls = split_outputs(outputs, rows)
+class _Watched:
+    """Inside, a loss stage keeps what it assigns, and each of its losses the values and weights of its elements.
 
-    def each(
-        term: str,
-        pred: Tensor,
-        target: Callable[[TermPart], Tensor],
-        weight: Callable[[TermPart, Tensor], Tensor | None],
-    ) -> Tensor | None:
-        total: Tensor | None = None
-        for part in stage.parts[term]:
-            if getattr(part.loss, "whole_set", False):
+    So the numbers of a picture are those of the training step itself, samplers included.
+
+    Args:
+        stage: its next call is watched.
+
+    Attributes:
+        assignment: the matches; None where the stage was not called.
+        images, labels, grid: what they were made of, as `LossStage.assign` gets them.
+    """
+
+    def __init__(self, stage: LossStage) -> None:
+        self.stage = stage
+        self.assignment: Assignment | None = None
+        self.images = self.labels = self.grid = torch.empty(0)
+        self._calls: dict[str, list[tuple[Tensor | None, Tensor | None]]] = {term: [] for term in TERMS}
+        self._losses = [(term, part, part.loss) for term in TERMS for part in stage.parts[term]]
+
+    def __enter__(self) -> _Watched:
+        self.stage.assign = self._assign  # type: ignore[method-assign]
+        for term, part, loss in self._losses:
+            part.loss = self._recorder(term, loss)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        del self.stage.assign
+        for _term, part, loss in self._losses:
+            part.loss = loss
+
+    def _assign(self, head: Any, imgs: Tensor, outputs: Tensor, labels: Tensor, grid: Tensor) -> Assignment:
+        self.images, self.labels, self.grid = imgs, labels, grid
+        self.assignment = type(self.stage).assign(self.stage, head, imgs, outputs, labels, grid)
+        return self.assignment
+
+    def _recorder(self, term: str, loss: Any) -> Any:
+        def call(pred: Tensor, target: Tensor, **more: Any) -> Any:
+            if "reduction_override" not in more:  # else OHEMSampler asks, to choose its anchors
+                elements = {key: value for key, value in more.items() if key != "avg_factor"}
+                is_whole = getattr(loss, "whole_set", False)
+                value = None if is_whole else loss(pred, target, reduction_override="none", **elements)
+                self._calls[term].append((value, more.get("weight")))
+            return loss(pred, target, **more)
+
+        call.wants = getattr(loss, "wants", ())  # type: ignore[attr-defined]
+        return call
+
+    def learned(self, label: str) -> Learned:
+        """What was seen.
+
+        Args:
+            label: of the losses.
+        """
+        matches = self.assignment
+        assert matches is not None
+        shape = (len(self.images), self.grid.shape[1])
+        values = {term: self._values(term, matches) for term in TERMS}
+        trained = torch.zeros_like(matches.fg_mask)
+        for _, weight in self._calls["obj"]:
+            trained |= ~matches.fg_mask if weight is None else (weight.view(-1) > 0) & ~matches.fg_mask
+        ignored = torch.zeros_like(matches.fg_mask) if matches.ignored is None else matches.ignored
+        return Learned(label, matches, values, *(mask.view(shape).cpu().numpy() for mask in (trained, ignored)))
+
+    def _values(self, term: str, matches: Assignment) -> NDArray[np.float64] | None:
+        """The loss of a term for each foreground anchor, of all its parts; None where a part has none per anchor."""
+        total = torch.zeros(matches.num_fg, dtype=torch.float64)
+        for value, _ in self._calls[term]:
+            if value is None:
                 return None
-            extra: dict[str, Any] = {name: facts.of(term, name) for name in getattr(part.loss, "wants", ())}
-            targets = target(part)
-            value = part.loss(pred, targets, weight(part, targets), None, "none", **extra)
-            value = value.reshape(len(pred), -1).sum(1)
-            total = value if total is None else total + value
-        return total
-
-    trained = torch.zeros(outputs.shape[:2], dtype=torch.bool)
-    of_anchors = None
-    for part in stage.parts["obj"]:
-        targets = obj_targets(matches, rows, part.target)
-        of_anchors = obj_weights(part, matches, obj, targets, weights.get("obj_weights"), facts)
-        taken = torch.ones_like(matches.fg_mask) if of_anchors is None else of_anchors.view(-1) > 0
-        trained |= (taken & ~matches.fg_mask).view(trained.shape).cpu()
-    found = {
-        "iou": each("iou", boxes, lambda part: matches.boxes, lambda part, targets: weights.get("bbox_weights")),
-        "obj": each(
-            "obj",
-            obj,
-            lambda part: obj_targets(matches, rows, part.target),
-            lambda part, targets: obj_weights(part, matches, obj, targets, weights.get("obj_weights"), facts),
-        ),
-        "cls": each(
-            "cls",
-            cls,
-            lambda part: cls_targets(matches, head.num_classes),
-            lambda part, targets: cls_weights(part, targets, weights.get("label_weights")),
-        ),
-    }
-    if found["iou"] is not None:
-        found["iou"] = hosts.BOX_WEIGHT * found["iou"]
-    if found["obj"] is not None:
-        found["obj"] = found["obj"][rows]
-    values = {term: None if value is None else value.double().cpu().numpy() for term, value in found.items()}
-    ignored = torch.zeros_like(matches.fg_mask) if matches.ignored is None else matches.ignored
-    return Learned(label, matches, values, trained.numpy(), ignored.view(trained.shape).cpu().numpy())
+            of_anchors = value.double().reshape(len(value), -1).sum(1)
+            total += (of_anchors[matches.rows] if term == "obj" else of_anchors).cpu()
+        return (total * (hosts.BOX_WEIGHT if term == "iou" else 1)).numpy()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
