@@ -1,6 +1,7 @@
 """``compare --by data``: several data sets in one table."""
 
 import csv
+import hashlib
 import json
 import shutil
 
@@ -25,8 +26,7 @@ def runs(tmp_path_factory):
             coco = json.loads((folder / name / "truth.json").read_text())
             coco["annotations"] = coco["annotations"][1:]
             (folder / name / "truth.json").write_text(json.dumps(coco))
-            data.pop("sha256")
-            data["sha256"] = __import__("hashlib").sha256((folder / name / "truth.json").read_bytes()).hexdigest()
+            data["sha256"] = hashlib.sha256((folder / name / "truth.json").read_bytes()).hexdigest()
         for seed in range(3):
             make_run(folder / "runs" / f"{name}-stock-{seed}", data, 0.12, seed)
             make_run(folder / "runs" / f"{name}-ciou-{seed}", data, 0.05, seed, {"loss_iou": "ciou"})
@@ -67,6 +67,18 @@ def test_the_variances_of_the_sets_add_up():
     assert together.se_seeds == pytest.approx(found[0].se_seeds / 2**0.5)
     assert together.p < min(each.p for each in found)
     assert over_sets([found[0], difference({"0": 0.5}, {"0": 0.4})], MARGIN) is None
+    assert over_sets([found[0], difference(sides[1], base, looks=3)], MARGIN) is None  # a race
+
+
+def test_runs_that_are_left_out_are_named_and_different_baselines_have_no_mean(runs, tmp_path):
+    for name in ("cells-stock-0", "cells-ciou-0", "digits-ciou-0"):
+        shutil.copytree(runs / name, tmp_path / name)
+    edit(shutil.copytree(runs / "digits-stock-0", tmp_path / "digits-stock-0"), status="failed")
+    losses = json.loads((runs / "cells-giou-0" / "run.json").read_text())["resolved_losses"]
+    edit(shutil.copytree(runs / "digits-stock-1", tmp_path / "digits-giou-1"), resolved_losses=losses)
+    text = by_data([str(tmp_path / "*")])
+    assert "Left out: digits-stock-0: failed" in text and "(cells)" in text and "(digits)" in text
+    assert all(line.count("| -") >= 3 for line in text.splitlines() if line.startswith("| iou"))
 
 
 def test_one_data_set_is_answered(runs):

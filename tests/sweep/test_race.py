@@ -4,11 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from conftest import load_script
 from made_runs import make_data, make_run
 
 from yolox_loss_patch import cli
 from yolox_loss_patch.compare.comparison import analyse, compare
-from yolox_loss_patch.compare.statistics import BETTER, EQUAL, UNCLEAR, difference, over_looks, verdict
+from yolox_loss_patch.compare.statistics import BETTER, EQUAL, UNCLEAR, difference, is_out_of_reach, over_looks, verdict
 from yolox_loss_patch.errors import ConfigError, RunError
 from yolox_loss_patch.runs.race import Race, find_race, read_race
 from yolox_loss_patch.sweep.race import looks_to_take, plan_race, run_race
@@ -172,6 +173,7 @@ def test_looks_that_cannot_be(text, seeds, words):
         (["--looks", "3"], "--looks 3 is for a race; add --race"),
         (["--race", "--seeds", "0,1,2"], "at least two with --set"),
         (["--race", "--set", "loss_iou=iou,ciou", "--seeds", "0"], "at least 2 seeds"),
+        (["--race", "--set", "max_epoch=2,3"], "A race is between losses"),
     ],
 )
 def test_a_mistake_is_answered(work, monkeypatch, capsys, words, answer):
@@ -197,3 +199,31 @@ def test_a_race_on_the_command_line(work, monkeypatch, capsys):
         "AP",
         0.005,
     )
+
+
+def test_the_simulation_judges_as_the_kit_does():
+    """benchmarks/race.py has the rules once more, for many trials at once."""
+    script = load_script("benchmarks/race")
+    rng = np.random.default_rng(0)
+    seen = set()
+    for _ in range(60):
+        look, images = int(rng.choice([3, 5, 8])), int(rng.choice([80, 1000]))
+        values = rng.normal(rng.choice([0.0, 0.005, 0.02]), rng.choice([0.0005, 0.003, 0.01]), look)
+        noise = rng.normal(0, rng.choice([0.0005, 0.004]), 400)
+        sides = [
+            {str(seed): value + (values[seed] if ours else 0.0) for seed, value in enumerate([0.5] * look)}
+            for ours in (1, 0)
+        ]
+        draws = [
+            {unit: value + (noise if ours else 0 * noise) for unit, value in side.items()}
+            for ours, side in zip((1, 0), sides, strict=True)
+        ]
+        found = difference(*sides, *draws, images, looks=len(script.LOOKS))
+        parts = [np.array([[value]]) for value in (found.mean, found.se_seeds**2, found.se_images**2)]
+        p, inside, is_over = (value.item() for value in script.verdicts(*parts, look, images, len(script.LOOKS)))
+        assert p == pytest.approx(found.p, rel=0.02, abs=1e-7)
+        assert inside == (verdict(found, 1.0) == EQUAL)
+        told = found.interval90.high < 0.005 or is_out_of_reach(found, script.LOOKS[-1])
+        assert is_over == told
+        seen |= {("equal", inside), ("over", is_over), ("found", p < 0.05)}
+    assert len(seen) == 6  # each answer was given

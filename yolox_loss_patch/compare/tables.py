@@ -285,7 +285,7 @@ def as_csv(comparison: Comparison) -> str:
 
 
 # A mark behind the difference: better, worse, equal; none for what is unclear.
-_MARKS = {"better": r"$^{\ast}$", "worse": r"$^{\ast}$", "equal": r"$^{=}$"}
+_MARKS = {"better": r"^{\ast}", "worse": r"^{\ast}", "equal": "^{=}"}
 
 
 def as_latex(comparison: Comparison) -> str:
@@ -306,19 +306,14 @@ def as_latex(comparison: Comparison) -> str:
         else:
             ends = found.interval
             interval = "--" if ends is None else f"$[{100 * ends.low:+.2f}, {100 * ends.high:+.2f}]$"
-            mark = _MARKS.get(result.verdict, "")
-            cells += [f"${100 * found.mean:+.2f}${mark}", interval, in_latex(p_text(result.p_holm)), str(found.seeds)]
+            mean_and_mark = f"${100 * found.mean:+.2f}{_MARKS.get(result.verdict, '')}$"
+            cells += [mean_and_mark, interval, in_latex(p_text(result.p_holm)), f"{found.seeds}{found.limits}"]
         lines.append(" & ".join(cells) + r" \\")
     note = (
         f"Against {base.label}, in points. The interval holds other seeds and other images; $\\ast$: chance is ruled out at 5\\%"
         f"{' over all rows (Holm)' if several else ''}; $=$: equal within {100 * comparison.margin:g}."
     )
-    limits = sorted(
-        {found.limits.strip() for result in comparison.results if (found := result.difference) and found.limits}
-    )
-    note = " ".join(
-        [note.replace(base.label, in_latex(base.label), 1), *map(in_latex, limits), *_race_note(comparison)]
-    )
+    note = " ".join([note.replace(base.label, in_latex(base.label), 1), *_race_note(comparison)])
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", f"% {note}"])
 
 

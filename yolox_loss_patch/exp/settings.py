@@ -80,13 +80,13 @@ def check_settings(exp: Any, args: argparse.Namespace, world: int = 1) -> None:
         raise ConfigError(f"-e {start} is the epoch to go on with; it needs --resume.")
     if start is not None and not 1 <= start <= exp.max_epoch:
         raise ConfigError(f"-e is the epoch to go on with, from 1 to max_epoch ({exp.max_epoch}); got {start}.")
-    patience = getattr(args, "patience", None)
-    most = _evaluations(exp)
-    if patience is not None and not 1 <= patience < most:
-        raise ConfigError(
-            f"--patience is a number of evaluations, from 1 on and below those of the whole training ({most} with max_epoch "
-            f"{exp.max_epoch} and eval_interval {exp.eval_interval}); got {patience}."
-        )
+    if (patience := getattr(args, "patience", None)) is not None:
+        most = _evaluations(exp)
+        if not 1 <= patience < most:
+            raise ConfigError(
+                f"--patience is a number of evaluations, from 1 on and below those of the whole training ({most} with max_epoch "
+                f"{exp.max_epoch} and eval_interval {exp.eval_interval}); got {patience}."
+            )
     if args.batch_size % world:
         near = [size for size in (args.batch_size // world * world, (args.batch_size // world + 1) * world) if size]
         raise ConfigError(

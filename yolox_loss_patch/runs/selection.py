@@ -31,7 +31,7 @@ _NOTED = ("data_dir", "train_ann", "val_ann", "test_ann", "loss_assign")
 _ARGUMENTS = ("batch_size", "fp16", "start_epoch", "patience")
 _WEIGHTS = "loss_weights()"  # of the experiment: part of the losses
 # What the loss sees of the data. A user compares these with losses, so they are part of what is compared.
-_REMEDIES = ("ignore_crowd", "repeat_factor", "gt_score")
+REMEDIES = ("ignore_crowd", "repeat_factor", "gt_score")
 UNKNOWN = "unknown"
 
 
@@ -254,7 +254,7 @@ def facts(run: Run) -> dict[str, Any]:
     record = run.record
     known: dict[str, Any] = {}
     known.update(
-        {key: value for key, value in record.get("exp", {}).items() if key not in (*_IGNORED, *_NOTED, *_REMEDIES)}
+        {key: value for key, value in record.get("exp", {}).items() if key not in (*_IGNORED, *_NOTED, *REMEDIES)}
     )
     known["random_size"] = training_sizes(record.get("exp", {})) or UNKNOWN
     args = record.get("args") or {}
@@ -373,7 +373,7 @@ def _stem(name: str) -> str:
 def remedies(record: dict[str, Any]) -> dict[str, Any]:
     """The settings for faulty data that a run was trained with: name -> value, without those that are off."""
     exp = record.get("exp", {})
-    return {key: plain(exp[key]) for key in _REMEDIES if exp.get(key)}
+    return {key: plain(exp[key]) for key in REMEDIES if exp.get(key)}
 
 
 def _as_written(record: dict[str, Any], term: str, resolved: Any) -> Any:

@@ -131,6 +131,7 @@ class TrainingJob:
 
 
 def _is_there(pid: int) -> bool:
+    """As `runs.process.is_alive`, which a job sent to another process cannot import."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -10,7 +10,9 @@ from ..compare.comparison import analyse
 from ..compare.results import Comparison
 from ..compare.statistics import BETTER, EQUAL, MARGIN, WORSE, is_out_of_reach
 from ..errors import ConfigError
+from ..exp.overrides import setting_name
 from ..runs.race import PLAN, Race
+from ..runs.selection import BY, REMEDIES
 from .training import PlannedTraining
 
 LOOKS = (3, 5, 8, 12)
@@ -34,6 +36,24 @@ def looks_to_take(text: str | None, seeds: int) -> tuple[int, ...]:
     if seeds < 2:
         raise ConfigError(f"A race takes at least 2 seeds; --seeds has {seeds}.")
     return (*(look for look in looks if look < seeds), seeds)
+
+
+def check_keys(keys: Sequence[str]) -> None:
+    """Refuse a race between settings that a comparison does not hold against each other, before anything is trained.
+
+    Args:
+        keys: of ``--set``.
+
+    Raises:
+        ConfigError: the key that is no loss.
+    """
+    for key in keys:
+        name = setting_name(key).partition(".")[0]
+        if name not in (*BY[1:], *REMEDIES):
+            raise ConfigError(
+                f"A race is between losses: --set takes {', '.join((*BY[1:], *REMEDIES))} and their knobs; got {key!r}. Give "
+                "what is the same for all behind the flags, and sweep over other settings without --race."
+            )
 
 
 def plan_race(runs: Sequence[PlannedTraining], folder: Path, looks: Sequence[int]) -> Race:

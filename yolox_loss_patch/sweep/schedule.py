@@ -14,8 +14,8 @@ from ..errors import KitError, RunError
 from ..printing import printable
 from .job import SCREEN
 from .places import Local, Slurm
-from .plan import check_options, planned_trainings, seeds_to_try
-from .race import looks_to_take, plan_race, run_race
+from .plan import check_options, planned_trainings, seeds_to_try, settings_to_try
+from .race import check_keys, looks_to_take, plan_race, run_race
 from .screen import Screen
 from .training import PlannedTraining, is_in_training
 
@@ -32,6 +32,8 @@ def sweep(options: argparse.Namespace, args: argparse.Namespace, flags: Sequence
         KitError: what a user can mend, and runs that did not finish.
     """
     check_options(options)
+    if options.race:
+        check_keys([key for key, _ in settings_to_try(options.sets)])
     runs, folder = planned_trainings(options, args, flags)
     race = None
     if options.race:
@@ -164,7 +166,10 @@ def _cancel(runs: list[PlannedTraining], where: Local | Slurm) -> None:
 @contextlib.contextmanager
 def _other_ends_are_ctrl_c() -> Iterator[None]:
     """SIGTERM, and SIGHUP of a terminal that is closed unless nohup ignores it, end a sweep as Ctrl-C does."""
-    numbers = [signal.SIGTERM, *([signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL else [])]
+    numbers = [signal.SIGTERM]
+    hang_up = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hang_up is not None and signal.getsignal(hang_up) is signal.SIG_DFL:
+        numbers.append(hang_up)
     before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
     try:
         yield

@@ -15,10 +15,11 @@ from ..errors import ConfigError, RunError
 from ..printing import printable
 from ..runs.record import read_metrics, read_run
 from ..runs.selection import folders, may_be_alive
-from .training import duration
+from .screen import Screen
+from .training import PlannedTraining
 
 _BARS = "▁▂▃▄▅▆▇█"
-_HEADER = ("run", "status", "epoch", "AP last", "AP best", "time", "ETA", "AP", "total loss")
+_HEADER = (*Screen.header, "AP", "total loss")
 
 
 def watch(words: Sequence[str], once: bool = False, every: float = 5.0) -> None:
@@ -80,17 +81,10 @@ def row(folder: Path) -> list[str]:
     status = record["status"]
     if status == "running" and not may_be_alive(record):
         status = "killed"
-    done, epochs = int(record.get("epochs_done") or 0), record.get("exp", {}).get("max_epoch")
-    found = [value for each in rows if (value := each.get("AP")) is not None]
-    losses = [value for each in rows if (value := each.get("total_loss")) is not None]
-    seconds = [each["seconds"] or 0.0 for each in rows if each.get("seconds") is not None]
-    left = sum(seconds) / len(seconds) * (epochs - done) if seconds and status == "running" and epochs else None
-    return [
-        printable(folder.name), status, f"{done}/{epochs or '?'}",
-        f"{found[-1]:.4f}" if found else "-", f"{max(found):.4f}" if found else "-",
-        duration(sum(seconds)) if seconds else "-", "-" if left is None else duration(left),
-        spark(found), spark(losses),
-    ]  # fmt: skip
+    run = PlannedTraining(printable(folder.name), folder, [], int(record.get("exp", {}).get("max_epoch") or 0))
+    run.state, run.rows, run.epochs = status, rows, int(record.get("epochs_done") or 0)
+    curves = [[value for each in rows if (value := each.get(name)) is not None] for name in ("AP", "total_loss")]
+    return [*run.cells(), *map(spark, curves)]
 
 
 def spark(values: Sequence[float], width: int = 24) -> str:

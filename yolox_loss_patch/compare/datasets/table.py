@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import RunError
-from ...printing import in_csv
+from ...printing import in_csv, in_markdown, printable
 from ...runs.files import write_atomically
 from ...runs.selection import Run, select
 from ..answers import interval_text, markdown, p_text, signed
 from ..comparison import analyse
 from ..results import Comparison
 from ..statistics import CONFIDENCE, Difference, Interval, Part, equivalent_df, half_width, holm, p_value, verdict
+from ..tables import remarks
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Row:
     Attributes:
         label: of the loss.
         found: set -> the difference to the baseline there and its verdict; None where the loss was not trained.
-        together: over all sets; None where the loss lacks in one, or an interval is not known.
+        together: over all sets; None where a set lacks the loss, where the baselines differ, and where `over_sets` has none.
         p_holm: of ``together``, over all losses.
         verdict: of ``together``.
     """
@@ -54,12 +55,12 @@ def by_data(words: Sequence[str], out: str | None = None, **options: Any) -> str
     Raises:
         RunError: one data set only, or runs of a set that cannot be compared.
     """
+    selection = select(words)
     comparisons = {
-        name: analyse([str(run.folder) for run in runs], **options)
-        for name, runs in sets_of(select(words).runs).items()
+        name: analyse([str(run.folder) for run in runs], **options) for name, runs in sets_of(selection.runs).items()
     }
     rows = table_rows(comparisons)
-    text = as_text(comparisons, rows)
+    text = as_text(comparisons, rows, selection.left_out)
     if out is not None:
         from ..report import write  # matplotlib and jinja2 take a second
 
@@ -104,10 +105,12 @@ def table_rows(comparisons: dict[str, Comparison]) -> list[Row]:
             if result.difference is not None:
                 told.setdefault(result.label, {})[name] = (result.difference, result.verdict + result.difference.limits)
     margin = next(iter(comparisons.values())).margin
+    # A mean of differences to different baselines would mean nothing.
+    is_one_baseline = len({comparison.results[0].label for comparison in comparisons.values()}) == 1
     rows = []
     for label, found in told.items():
         known = [found[name][0] for name in comparisons if name in found]
-        together = over_sets(known, margin) if len(known) == len(comparisons) else None
+        together = over_sets(known, margin) if is_one_baseline and len(known) == len(comparisons) else None
         rows.append(Row(label, {name: found.get(name) for name in comparisons}, together))
     adjusted = holm([None if row.together is None else row.together.p for row in rows])
     return [
@@ -122,10 +125,10 @@ def over_sets(found: Sequence[Difference], margin: float) -> Difference | None:
     """The mean of the differences on these sets. The sets are taken as they are: nothing is said about a further one.
 
     Seeds and images of different sets have nothing to do with each other, so that the variances add up. None where a difference
-    has no interval.
+    has no interval, and for races: each stopped by what it saw, and no plan covers their mean.
     """
     number = len(found)
-    if any(each.interval is None for each in found):
+    if any(each.interval is None or each.looks > 1 for each in found):
         return None
     mean = sum(each.mean for each in found) / number
     seeds = [
@@ -154,8 +157,10 @@ def over_sets(found: Sequence[Difference], margin: float) -> Difference | None:
     )
 
 
-def as_text(comparisons: dict[str, Comparison], rows: Sequence[Row]) -> str:
-    """The table as Markdown."""
+def as_text(comparisons: dict[str, Comparison], rows: Sequence[Row], left_out: Sequence[str] = ()) -> str:
+    """The table as Markdown, with what has to be said of each set before it."""
+    told = [f"Left out: {text}." for text in left_out]
+    told += [f"{name}: {text}" for name, comparison in comparisons.items() for text in remarks(comparison)]
     first = next(iter(comparisons.values()))
     several = len(rows) > 1
     header = ["", *comparisons, "mean of the sets", "p (Holm)" if several else "p", "verdict"]
@@ -164,8 +169,9 @@ def as_text(comparisons: dict[str, Comparison], rows: Sequence[Row]) -> str:
         for row in rows
     ]
     bases = ", ".join(f"{comparison.results[0].label} ({name})" for name, comparison in comparisons.items())
+    before = "".join(f"{in_markdown(printable(line))}\n\n" for line in told)
     return (
-        f"{first.title}, difference to the baseline, on {len(comparisons)} data sets:\n\n{markdown(header, lines)}\n\n"
+        f"{before}{first.title}, difference to the baseline, on {len(comparisons)} data sets:\n\n{markdown(header, lines)}\n\n"
         f"Baselines: {bases}. Each set has its own interval and verdict, Holm over its losses. The last three columns are about "
         "the mean of these sets, with the seeds and images of all; a further data set may differ."
     )
